@@ -1,0 +1,109 @@
+"""Finds what a recipe names: our own folders by file name, the user's own code by dotted path or file path.
+
+The folder is the registry. A file `models/NAME.py` with a function `build`, or `datasets/NAME.py` with a function
+`load`, is found under NAME; every class in `analyses/*.py` that has `observe` and `conclude` is found under its own
+name in snake case.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from infoprune.errors import UserError, did_you_mean
+
+Kind = Literal["analyses", "models", "datasets"]
+ENTRY = {"models": "build", "datasets": "load"}
+
+
+def names(kind: Kind) -> list[str]:
+    """All names of one kind that ship with the package.
+
+    >>> "cifar_resnet" in names("models")
+    True
+    """
+    return sorted(_analyses() if kind == "analyses" else _modules(kind))
+
+
+def find(kind: Kind, name: str) -> Callable[..., Any]:
+    """The class or function behind a name of ours, `package.module:function` or `path/to/file.py:function`.
+
+    Raises:
+        UserError: where there is no such name, module or function.
+    """
+    if ":" in name:
+        return _users_own(name)
+    if kind == "analyses" and name in (known := _analyses()):
+        return known[name]
+    if kind != "analyses" and name in _modules(kind):
+        found: Callable[..., Any] = getattr(importlib.import_module(f"infoprune.{kind}.{name}"), ENTRY[kind])
+        return found
+    what = {"analyses": "analysis", "models": "model", "datasets": "data set"}[kind]
+    raise UserError(f"no {what} '{name}'{did_you_mean(name, names(kind))} (your own: package.module:function)")
+
+
+def _modules(kind: Kind) -> list[str]:
+    package = importlib.import_module(f"infoprune.{kind}")
+    return [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+
+
+def _analyses() -> dict[str, Callable[..., Any]]:
+    found = {}
+    for module_name in _modules("analyses"):
+        module = importlib.import_module(f"infoprune.analyses.{module_name}")
+        for name, member in inspect.getmembers(module, inspect.isclass):
+            own = member.__module__ == module.__name__ and not name.startswith("_")
+            if own and hasattr(member, "observe") and hasattr(member, "conclude"):
+                found[snake_case(name)] = member
+    return found
+
+
+def snake_case(name: str) -> str:
+    """A class's name as a recipe writes it.
+
+    >>> snake_case("InformationBottleneck"), snake_case("L2")
+    ('information_bottleneck', 'l2')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _users_own(reference: str) -> Callable[..., Any]:
+    source, _, name = reference.rpartition(":")
+    module = _from_file(Path(source)) if source.endswith(".py") else _from_package(source)
+    found = getattr(module, name, None)
+    if not callable(found):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"'{source}' has no function or class '{name}'{did_you_mean(name, public)}")
+    result: Callable[..., Any] = found
+    return result
+
+
+def _from_package(source: str) -> ModuleType:
+    try:
+        # A user's module commonly lies beside the recipe, where an installed command does not look by itself.
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        return importlib.import_module(source)
+    except ModuleNotFoundError as missing:
+        raise UserError(
+            f"cannot import '{source}': no module named '{missing.name}'; give a dotted path that Python can import "
+            "from here, or a file as path/to/file.py:function"
+        ) from missing
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no file '{path}'; a model or data set of your own is named path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UserError(f"'{path}' cannot be imported as Python; give a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
