@@ -1,0 +1,131 @@
+"""The thin residual networks of He et al. for small images (CIFAR-10 ResNet-20, 32, 44, 56, 110).
+
+Layer names are those of the widely used pretrained weights of github.com/akamaster/pytorch_resnet_cifar10.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infoprune.errors import UserError
+
+Shortcut = Literal["pad", "projection"]
+STAGE_WIDTHS = (16, 32, 64)
+
+
+class PadShortcut(nn.Module):
+    """He et al.'s shortcut "option A": every `stride`-th pixel, with new channels of zeros on both sides; no weights.
+
+    `samples x inputs x height x width` becomes `samples x outputs x height/stride x width/stride`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.before = stride, (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A 1x1 pooling picks the same pixels as x[:, :, ::stride, ::stride], and every tracer and exporter knows it.
+        picked = F.avg_pool2d(x, kernel_size=1, stride=self.stride)
+        return F.pad(picked, (0, 0, 0, 0, self.before, self.after))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, added to the shortcut; each ReLU is a module of its own to be observed."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = (
+                PadShortcut(inputs, outputs, stride)
+                if shortcut == "pad"
+                else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            )
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        out: Tensor = self.relu2(y + self.shortcut(x))
+        return out
+
+
+class CifarResNet(nn.Module):
+    """A convolution, stages of residual blocks (all but the first halve the maps), mean over the map, a classifier."""
+
+    def __init__(self, blocks: int, classes: int, channels: int, shortcut: Shortcut, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        self.stages = len(widths)
+        inputs = widths[0]
+        for stage, width in enumerate(widths, start=1):
+            stride = 1 if stage == 1 else 2
+            layer = [ResidualBlock(inputs, width, stride, shortcut)]
+            layer += [ResidualBlock(width, width, 1, shortcut) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(*layer))
+            inputs = width
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        for stage in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
+        logits: Tensor = self.linear(self.pool(x).flatten(1))
+        return logits
+
+
+def build(
+    *,
+    depth: int = 20,
+    classes: int = 10,
+    input_channels: int = 3,
+    shortcut: Shortcut = "pad",
+    widths: list[int] | None = None,
+) -> CifarResNet:
+    """A residual network for small images, with random weights (He initialisation, from torch's global seed).
+
+    It maps `samples x input_channels x height x width` to logits, `samples x classes`. Source: He et al., "Deep
+    residual learning for image recognition", CVPR 2016, section 4.2.
+
+    >>> sum(parameter.numel() for parameter in build(depth=56).parameters())  # 0.85 M in the paper's table 6
+    853018
+
+    Args:
+        depth: number of weighted layers, 6n + 2 with the usual three stages (2n per stage, + 2).
+        classes: number of outputs.
+        input_channels: channels of the images.
+        shortcut: where the width or resolution changes: "pad" with zeros (no weights) or a 1x1 "projection" with norm.
+        widths: filters of each stage; 16, 32, 64 if not given.
+
+    Raises:
+        UserError: for a depth that whole blocks cannot make, widths below 1, or widths that shrink under "pad".
+    """
+    stages = tuple(widths) if widths is not None else STAGE_WIDTHS
+    if not stages or min(stages) < 1 or classes < 1 or input_channels < 1:
+        raise UserError(
+            f"cifar_resnet got widths {list(stages)}, classes {classes}, input_channels {input_channels}; "
+            "expected at least one stage and every number at least 1"
+        )
+    step = 2 * len(stages)
+    blocks, rest = divmod(depth - 2, step)
+    if rest or blocks < 1:
+        near = [2 + step * max(1, blocks), 2 + step * max(2, blocks + 1)]
+        raise UserError(f"cifar_resnet got depth {depth}; expected {step}n + 2, such as {near[0]} or {near[1]}")
+    if shortcut == "pad" and any(later < earlier for earlier, later in pairwise(stages)):
+        raise UserError(f"widths {list(stages)} shrink, which zero-padding cannot do; set shortcut = 'projection'")
+    model = CifarResNet(blocks, classes, input_channels, shortcut, stages)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
