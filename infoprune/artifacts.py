@@ -149,7 +149,7 @@ class ChannelGroup:
         name: the layer whose filters the channels are counted by; the first of them in the order of the forward pass.
         width: number of channels.
         members: every layer side that is cut along.
-        partitions: kept channels must be the same within each of this many equal parts (grouped convolution, GroupNorm).
+        partitions: kept channels must be the same within each of this many equal parts (grouped convolution).
         refusal: why the group cannot be pruned; empty where it can.
     """
 
@@ -184,11 +184,13 @@ class ChannelGraph:
 
     Attributes:
         groups: all channel groups, in the order of the forward pass, the refused ones too.
-        costs: one entry per convolution and linear layer.
+        costs: one entry per convolution and linear layer, in the order of the forward pass.
+        input_shape: shape of one input sample.
     """
 
     groups: tuple[ChannelGroup, ...]
     costs: tuple[LayerCost, ...]
+    input_shape: tuple[int, ...]
 
     def macs(self, widths: Mapping[str, int]) -> int:
         """Multiply-accumulates per sample when the groups named in `widths` have those widths, the others their own."""
@@ -237,6 +239,7 @@ class Plan:
         groups: one entry per group that is cut or could have been.
         refused: groups that cannot be cut, with the reason.
         macs_before, macs_after: multiply-accumulates of the whole network per sample.
+        input_shape: shape of one input sample; needed to trace the model again.
         notes: what the planner wants said about how the budget was met.
     """
 
@@ -244,6 +247,7 @@ class Plan:
     refused: Mapping[str, str]
     macs_before: int
     macs_after: int
+    input_shape: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
     def kept(self) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,125 @@
+"""One pass over the calibration batches feeds every analysis at once, one layer at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infoprune.artifacts import Analysis, BatchView, Finding, LayerView
+from infoprune.errors import UserError, did_you_mean
+
+
+def analyze(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    analyses: Sequence[Analysis],
+    on_batch: Callable[[int], None] | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+) -> list[Finding]:
+    """Runs analyses over calibration batches.
+
+    Every forward hook hands each analysis a view of its layer; nothing keeps activations beyond the hook, so memory is
+    one layer plus running sums. Only where an analysis needs gradients does autograd keep what backward needs.
+
+    Args:
+        model: any module; its mode, parameters and hooks are afterwards as before.
+        batches: pairs `(images, labels)`: `samples x channels x height x width` and class indices `samples`.
+        analyses: instances from `infoprune.analyses`, or the user's own.
+        on_batch: called with the number of batches done.
+        layers: dotted names to observe; by default all layers of the kinds that an analysis observes.
+
+    Returns:
+        One finding per analysis, in their order.
+
+    Raises:
+        UserError: for no batches, a layer name that the model lacks, labels that do not fit the logits, or a NaN or
+            infinite activation.
+    """
+    watched = _watched(model, analyses, layers)
+    gradients = any(analysis.needs_gradients for analysis in analyses)
+    count = 0
+    with _evaluating(model), ExitStack() as hooks:
+        batch: list[BatchView] = []
+        for name, module in watched.items():
+            observers = [analysis for analysis in analyses if isinstance(module, analysis.observes)]
+            hooks.callback(module.register_forward_hook(_hook(name, observers, batch)).remove)
+        for count, (images, labels) in enumerate(batches, start=1):
+            batch[:] = [BatchView(images, labels, count - 1)]
+            if gradients:
+                _forward_and_backward(model, images, labels)
+            else:
+                with torch.no_grad():
+                    model(images)
+            if on_batch is not None:
+                on_batch(count)
+    if count == 0:
+        raise UserError("no calibration batches came; give at least one batch of images and labels")
+    return [analysis.conclude() for analysis in analyses]
+
+
+def _watched(model: nn.Module, analyses: Sequence[Analysis], layers: Sequence[str] | None) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules())
+    for name in layers or ():
+        if name not in modules:
+            raise UserError(f"the model has no layer '{name}'{did_you_mean(name, modules)}")
+    kinds = tuple({kind for analysis in analyses for kind in analysis.observes})
+    chosen = modules if layers is None else {name: modules[name] for name in layers}
+    return {name: module for name, module in chosen.items() if isinstance(module, kinds)}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module gets its own mode back, since users freeze some of them."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _forward_and_backward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    # A gradient at the images reaches every layer on the way, also where all parameters are frozen, and unlike
+    # loss.backward() it leaves the parameters' own gradients alone.
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf)
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
+            raise UserError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}, but the model has {logits.shape[-1]} "
+                "outputs; check the data set's classes against the model's"
+            )
+        torch.autograd.grad(F.cross_entropy(logits, labels), leaf)
+
+
+def _hook(
+    name: str, analyses: Sequence[Analysis], batch: Sequence[BatchView]
+) -> Callable[[nn.Module, object, Tensor], None]:
+    def at_forward(module: nn.Module, _: object, output: Tensor) -> None:
+        activations = output.detach()
+        # The sum is NaN or infinite as soon as one element is, and costs one pass without a temporary.
+        if not torch.isfinite(activations.sum(dtype=torch.float64)):
+            raise UserError(
+                f"layer '{name}' put out NaN or infinity on calibration batch {batch[0].index}; check the weights and "
+                "that the images are normalised as the model expects"
+            )
+        view = LayerView(name, module, activations, batch[0])
+        later = [analysis for analysis in analyses if analysis.needs_gradients]
+        for analysis in analyses:
+            if analysis not in later:
+                analysis.observe(view)
+        if later:
+            # Copied, since an in-place activation may follow before backward comes by.
+            kept = activations.clone()
+            output.register_hook(lambda gradient: at_backward(module, kept, gradient, later))
+
+    def at_backward(module: nn.Module, activations: Tensor, gradients: Tensor, later: Sequence[Analysis]) -> None:
+        view = LayerView(name, module, activations, batch[0], gradients.detach())
+        for analysis in later:
+            analysis.observe(view)
+
+    return at_forward

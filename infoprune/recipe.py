@@ -1,0 +1,201 @@
+"""Recipes: TOML tables bound to the keyword-only arguments of the verbs they name.
+
+The signature is the schema: name, type, default and description of an option exist once, where it is used.
+"""
+
+import inspect
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from infoprune.errors import UserError, did_you_mean
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a verb as its signature states it; `default` is `inspect.Parameter.empty` where it is required."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as read, before its tables are bound.
+
+    Attributes:
+        name: the file's stem.
+        tables: the parsed TOML.
+        text: what the tables say, as TOML, for the report.
+        folder: where the file lies; relative paths in it are also looked for here.
+    """
+
+    name: str
+    tables: Mapping[str, Any]
+    text: str
+    folder: Path
+
+    def table(self, name: str) -> Table:
+        """A copy of one table; empty where the recipe has none."""
+        return dict(self.tables.get(name, {}))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {}
+
+
+def read(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe by path or by the name of a shipped one, then applies `table.key=value` overrides.
+
+    Raises:
+        UserError: where the file is missing or no TOML, or an override is malformed.
+    """
+    path = Path(source)
+    if not path.is_file():
+        known = shipped()
+        if str(source) not in known:
+            raise UserError(
+                f"no recipe file '{source}' and no shipped recipe of that name{did_you_mean(path.stem, known)}"
+            )
+        path = known[str(source)]
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not valid TOML: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}; check the file's permissions") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UserError(f"'{path}': '{name}' stands outside any table; put it under one, such as [run]")
+    for override in overrides:
+        _override(tables, override)
+    changes = "".join(f"# --set {override}\n" for override in overrides)
+    return Recipe(name=path.stem, tables=tables, text=text + changes, folder=path.resolve().parent)
+
+
+def _override(tables: Table, override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    *path, key = dotted.strip().split(".")
+    if not equals or not path or not all([*path, key]):
+        raise UserError(f"cannot read --set {override}; write it as table.key=value, such as --set finetune.epochs=3")
+    here = tables
+    for name in path:
+        here = here.setdefault(name, {})
+        if not isinstance(here, dict):
+            raise UserError(f"--set {override}: '{name}' is a value in the recipe, not a table")
+    here[key] = _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value where the text is one, the bare text otherwise, so that strings need no quotes on a command line."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def options(function: Callable[..., Any], *, skip: Sequence[str] = ()) -> dict[str, Option]:
+    """The options of a verb: its keyword-only arguments, those in `skip` left out.
+
+    >>> def verb(model, *, epochs: int = 3) -> None:
+    ...     '''Does it.
+    ...
+    ...     Args:
+    ...         epochs: passes over the data.
+    ...     '''
+    >>> options(verb)
+    {'epochs': Option(name='epochs', type=<class 'int'>, default=3, help='passes over the data.')}
+    """
+    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    hints = typing.get_type_hints(target)
+    helps = _argument_docs(function)
+    return {
+        parameter.name: Option(
+            parameter.name, hints.get(parameter.name, Any), parameter.default, helps.get(parameter.name, "")
+        )
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in skip
+    }
+
+
+def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
+    """The entries of a Google-style docstring's Args section, each joined to one line."""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    helps: dict[str, str] = {}
+    name = ""
+    for line in section.group(1).splitlines() if section else ():
+        entry = re.match(r"    (\w+(?:, \w+)*):\s*(.*)", line)
+        if entry:
+            name = entry.group(1)
+            for each in name.split(", "):
+                helps[each] = entry.group(2).strip()
+        elif line.strip() and name:
+            for each in name.split(", "):
+                helps[each] += " " + line.strip()
+    return helps
+
+
+def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, skip: Sequence[str] = ()) -> Table:
+    """All keyword arguments for `function`, from a recipe table and the defaults.
+
+    Args:
+        function: the verb, or the class, whose keyword-only arguments are the options.
+        table: what the recipe says.
+        where: the table's name, for messages.
+        skip: keyword-only arguments that are not for recipes.
+
+    Raises:
+        UserError: for an unknown option, a value of the wrong type, or a required option that is missing.
+    """
+    known = options(function, skip=skip)
+    for key in table:
+        if key not in known:
+            raise UserError(f"no option '{key}' in [{where}]{did_you_mean(key, known)}")
+    bound: Table = {}
+    for name, option in known.items():
+        if name not in table:
+            if option.default is inspect.Parameter.empty:
+                raise UserError(
+                    f"[{where}] needs '{name}' ({type_name(option.type)}): {option.help or 'it is required'}"
+                )
+            bound[name] = option.default
+            continue
+        try:
+            bound[name] = msgspec.convert(table[name], option.type, strict=True)
+        except msgspec.ValidationError as error:
+            raise UserError(
+                f"[{where}] {name} = {table[name]!r}: expected {type_name(option.type)}, got {type(table[name]).__name__}"
+                f" ({error})"
+            ) from error
+    return bound
+
+
+def type_name(hint: Any) -> str:
+    """A type hint as a user reads it.
+
+    >>> type_name(typing.Literal["sgd", "adamw"]), type_name(int | None), type_name(list[int])
+    ("'sgd' or 'adamw'", 'int or nothing', 'list of int')
+    """
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(value) for value in typing.get_args(hint))
+    if typing.get_origin(hint) in (list, Sequence):
+        return f"list of {type_name(typing.get_args(hint)[0])}"
+    if arguments := typing.get_args(hint):
+        return " or ".join(type_name(argument) for argument in arguments)
+    return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))

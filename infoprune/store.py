@@ -1,0 +1,183 @@
+"""Files: written whole or not at all, and read without ever unpickling code."""
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from infoprune.errors import UserError
+
+SAFETENSORS = ".safetensors"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary name beside `path`, then renames: readers see the old file or the new one.
+
+    Raises:
+        UserError: where the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}; choose another folder with --out") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        # mkstemp makes private files; an artifact has the permissions any new file would have.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes readable JSON: lists of numbers on one line, everything else indented."""
+    write_atomically(path, lambda temporary: temporary.write_text(_pretty(value) + "\n", encoding="utf-8"))
+
+
+def _pretty(value: Any, indent: int = 0) -> str:
+    inner = " " * (indent + 2)
+    if isinstance(value, Mapping) and value:
+        rows = [f"{inner}{json.dumps(str(key))}: {_pretty(item, indent + 2)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(rows) + "\n" + " " * indent + "}"
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        rows = [inner + _pretty(item, indent + 2) for item in value]
+        return "[\n" + ",\n".join(rows) + "\n" + " " * indent + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: where the file is missing, or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no file '{path}'") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"cannot read '{path}' as JSON: {error}; remove it to have it made again") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"'{path}' holds a {type(value).__name__}, expected a JSON object; remove it to have it made again"
+        )
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file; tensors are copied to contiguous CPU memory, so shared storage is no obstacle."""
+    plain = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=dict(metadata)))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text entries of a safetensors file's header.
+
+    Raises:
+        UserError: where the file is missing or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            return dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise UserError(f"no file '{path}'") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"'{path}' is not a whole safetensors file: {error}; remove it to have it made again"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` file, or of a `.pth` / `.pt` / `.th` file read with `weights_only=True`.
+
+    A dictionary with an entry `state_dict` is unwrapped, and a common `module.` prefix (left by DataParallel) dropped.
+
+    Raises:
+        UserError: where the file is missing, damaged, or would need unpickling of code.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file '{path}'")
+    try:
+        found: Any = (
+            load_file(path) if path.suffix == SAFETENSORS else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{path}' holds more than tensors, and reading it would run its code: refused. Save the state_dict alone, "
+            "best as safetensors"
+        ) from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read weights from '{path}': {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"'{path}' holds no state_dict (a dictionary of tensors); save model.state_dict()")
+    if found and all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    return found
+
+
+def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Loads weights strictly, except for batch norm's batch counters, which older files lack.
+
+    Raises:
+        UserError: where names or shapes differ, or a weight is NaN or infinite; the model is then unchanged.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, the model's {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    for problem, rows in (("lacks", missing), ("has unknown", unexpected), ("does not fit:", shapes)):
+        if rows:
+            more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+            raise UserError(
+                f"weights '{source}' {problem} {', '.join(rows[:3])}{more}; check that [model] describes the "
+                "architecture these weights were saved from"
+            )
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(f"weights '{source}' hold NaN or infinity in {', '.join(bad[:3])}; use an intact checkpoint")
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def value_fingerprint(value: Any) -> str:
+    """SHA-256 of a value made of JSON types, whatever the order of its keys.
+
+    >>> value_fingerprint({"a": 1, "b": [2]}) == value_fingerprint({"b": [2], "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
