@@ -1,0 +1,1 @@
+"""Matrix-based information theory: pure functions, tensors in, tensors out, in bits."""
