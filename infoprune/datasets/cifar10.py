@@ -1,0 +1,203 @@
+"""CIFAR-10: 60,000 colour images of 32x32 in ten classes (Krizhevsky, "Learning multiple layers of features", 2009)."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from infoprune.errors import UserError
+from infoprune.splits import Data
+
+Layout = Literal["auto", "sheets", "torchvision"]
+Part = Literal["train", "test"]
+Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images x 32 x 32 x 3, labels
+CLASSES, SIDE, ROWS, COLUMNS = 10, 32, 25, 40
+PER_SHEET = ROWS * COLUMNS
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PADDING = 4  # pixels on every side, of which the random crop leaves as many as it takes (He et al., CVPR 2016)
+
+
+def load(
+    *,
+    root: str | None = None,
+    layout: Layout = "auto",
+    download: bool = False,
+    validation: int = 5000,
+    augment: bool = True,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    seed: int = 0,
+) -> Data:
+    """CIFAR-10 in three fixed splits: validation comes out of the training set in equal class shares.
+
+    Images are stored as bytes, `3 x 32 x 32`, and reach the network as floats, (pixel / 255 - mean) / std.
+
+    Args:
+        root: folder of the data, or the one above its `cifar10/`; if not given, the variable INFOPRUNE_DATA names it.
+        layout: "sheets" of 1,000 images (train-00.webp, train-labels.u8, …), "torchvision", or whichever is there.
+        download: whether torchvision may fetch its layout into `root` where it is missing.
+        validation: number of training images set aside.
+        augment: whether training images are randomly cropped out of a black border of 4 pixels and mirrored.
+        mean: of red, green and blue, 0..1; ImageNet's if not given, as the published CIFAR ResNets expect.
+        std: of red, green and blue, likewise.
+        seed: which training images are set aside.
+
+    Raises:
+        UserError: where the data is missing or malformed, or an option does not fit it.
+    """
+    mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError(f"got mean {mean} and std {std}; expected three numbers each, std above 0")
+    read = _reader(root, layout, download)
+    images, labels = _checked(read("train"), "training")
+    rest, aside = _set_aside(labels, validation, seed)
+    splits = [(images[rest], labels[rest]), (images[aside], labels[aside]), _checked(read("test"), "test")]
+    digest = sha256()
+    for pixels, classes in splits:
+        digest.update(pixels.data)
+        digest.update(classes.data)
+    train, held_out, test = (
+        TensorDataset(
+            torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))),
+            torch.from_numpy(classes.astype(np.int64)),
+        )
+        for pixels, classes in splits
+    )
+    return Data(
+        name="cifar10",
+        train=train,
+        validation=held_out,
+        test=test,
+        classes=CLASSES,
+        prepare=partial(_standardise, mean=torch.tensor(mean), std=torch.tensor(std)),
+        fingerprint=digest.hexdigest(),
+        augment=crop_and_mirror if augment else None,
+    )
+
+
+def _standardise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    mean, std = mean.to(images.device).view(-1, 1, 1), std.to(images.device).view(-1, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Crops every image of `samples x channels x height x width` at its own place, and mirrors about half of them."""
+    count, _, height, width = images.shape
+    # Drawn on the CPU wherever the images are: the same seed then means the same changes on every device.
+    moves = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator).to(images.device)
+    mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(images.device)
+    across = torch.arange(width, device=images.device)
+    rows = moves[0] + torch.arange(height, device=images.device)
+    columns = moves[1] + torch.where(mirrored, across.flip(0), across)
+    padded = F.pad(images, (PADDING, PADDING, PADDING, PADDING))
+    # One gather over flattened maps: on a CPU eight times as fast as indexing rows and columns.
+    places = rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)
+    picked = padded.flatten(2).gather(2, places.view(count, 1, height * width).expand(-1, images.shape[1], -1))
+    return picked.view_as(images)
+
+
+def _set_aside(labels: NDArray[np.uint8], validation: int, seed: int) -> tuple[list[int], list[int]]:
+    if not CLASSES <= validation <= len(labels) - CLASSES:
+        raise UserError(
+            f"validation = {validation}; expected {CLASSES} to {len(labels) - CLASSES}, "
+            "so that both parts of the training set have every class"
+        )
+    # Imported where used: scikit-learn takes a second to import.
+    from sklearn.model_selection import train_test_split
+
+    rest, aside = train_test_split(range(len(labels)), test_size=validation, stratify=labels, random_state=seed)
+    return rest, aside
+
+
+def _checked(split: Split, name: str) -> Split:
+    labels = split[1]
+    if labels.max() >= CLASSES:
+        raise UserError(f"CIFAR-10 {name} set: a label is {labels.max()}; expected 0..{CLASSES - 1}; fetch it again")
+    return split
+
+
+def _reader(root: str | None, layout: Layout, download: bool) -> Callable[[Part], Split]:
+    """Finds the layout, and with it the function that reads a part of the data."""
+    base = root or os.environ.get("INFOPRUNE_DATA")
+    if not base:
+        raise UserError(
+            "where is CIFAR-10? set the variable INFOPRUNE_DATA to the folder that holds cifar10/, "
+            "or give the folder: --set data.root=FOLDER"
+        )
+    folders = [Path(base) / "cifar10", Path(base)]
+    for folder in folders:
+        if layout != "torchvision" and (folder / "train-labels.u8").is_file():
+            return partial(_from_sheets, folder)
+        if layout != "sheets" and (folder / "cifar-10-batches-py").is_dir():
+            return partial(_from_torchvision, folder, False)
+    if download and layout != "sheets":
+        return partial(_from_torchvision, Path(base) if root else folders[0], True)
+    wanted = [
+        name
+        for name, of in (("train-labels.u8", "sheets"), ("cifar-10-batches-py", "torchvision"))
+        if layout in (of, "auto")
+    ]
+    looked = ", ".join(str(folder / name) for folder in folders for name in wanted)
+    raise UserError(
+        f"no CIFAR-10 in '{base}': looked for {looked}; name the folder by --set data.root=FOLDER or INFOPRUNE_DATA, "
+        "or let torchvision fetch it: --set data.download=true"
+    )
+
+
+def _from_sheets(folder: Path, part: Part) -> Split:
+    labels = np.frombuffer(_existing(folder / f"{part}-labels.u8").read_bytes(), dtype=np.uint8)
+    paths = [folder / f"{part}-{number:02d}.webp" for number in range(-(-len(labels) // PER_SHEET))]
+    beyond = folder / f"{part}-{len(paths):02d}.webp"
+    if not paths or len(labels) % PER_SHEET or beyond.exists():
+        raise UserError(
+            f"'{folder}/{part}-labels.u8' holds {len(labels)} labels, one byte each; expected {PER_SHEET} for each of "
+            f"the sheets {part}-*.webp; fetch it again"
+        )
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
+        return np.concatenate(list(pool.map(_decode, map(_existing, paths)))), labels
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as sheet:
+            pixels = np.asarray(sheet.convert("RGB"))
+    except OSError as broken:  # Pillow's own errors are OSErrors
+        raise UserError(f"'{path}' cannot be read as an image ({broken}); fetch it again") from broken
+    if pixels.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
+        raise UserError(
+            f"'{path}' is {pixels.shape[1]}x{pixels.shape[0]} pixels; expected {COLUMNS * SIDE}x{ROWS * SIDE}, "
+            f"{ROWS} rows of {COLUMNS} images of {SIDE}x{SIDE}"
+        )
+    cells = pixels.reshape(ROWS, SIDE, COLUMNS, SIDE, 3).transpose(0, 2, 1, 3, 4)
+    return cells.reshape(PER_SHEET, SIDE, SIDE, 3)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"CIFAR-10 is incomplete: no '{path}'; fetch it again or set --set data.root=FOLDER")
+    return path
+
+
+def _from_torchvision(folder: Path, download: bool, part: Part) -> Split:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        # Its files are pickles, which torchvision reads only if they have the checksums of the published ones.
+        found = CIFAR10(folder, train=part == "train", download=download)
+    except (RuntimeError, OSError) as failure:
+        raise UserError(
+            f"torchvision cannot read or fetch CIFAR-10 in '{folder}': {failure}; delete what is incomplete there and "
+            "set --set data.download=true where there is a network"
+        ) from failure
+    return found.data, np.array(found.targets, dtype=np.uint8)

@@ -1,0 +1,183 @@
+"""Any image classification data in folders, one folder per class: `root/train/CLASS/*.jpg`, likewise val and test."""
+
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, Subset
+
+from infoprune.errors import UserError
+from infoprune.splits import Data
+
+NAMES = {"train": ("train", "training"), "validation": ("val", "validation", "valid"), "test": ("test", "testing")}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RATIOS = (3 / 4, 4 / 3)  # of width to height of a training crop (Szegedy et al., CVPR 2015)
+
+
+def load(
+    *,
+    root: str,
+    size: int = 224,
+    resize: int | None = None,
+    validation_share: float = 0.1,
+    augment: bool = True,
+    smallest_crop: float = 0.25,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    workers: int = 4,
+    seed: int = 0,
+) -> Data:
+    """Images in folders, in the layout of torchvision's `ImageFolder`; classes are numbered in the folders' order.
+
+    With `train`, `val` and `test`, each is what it says. With two of them, the second is the test split, whatever its
+    name, and validation comes out of `train`: nothing is ever chosen by the images of the final figure. The report
+    names the folder. Every image is resized, cut to its central square and stored as bytes, `3 x resize x resize`;
+    training crops come out of that square, all else is its central `size x size`.
+
+    Args:
+        root: folder that holds `train/` and at least one of `val/` and `test/`.
+        size: height and width that the network sees, in pixels.
+        resize: length of the shorter side beforehand; 8/7 of `size` (256 for 224) if not given.
+        validation_share: share of the training images set aside, 0..1, where one of `val/` and `test/` is missing.
+        augment: whether training images are randomly cropped (area and proportions) and mirrored.
+        smallest_crop: share of the square that a random crop covers at least, 0..1.
+        mean: of red, green and blue, 0..1; ImageNet's if not given.
+        std: of red, green and blue, likewise.
+        workers: processes that read images.
+        seed: which training images are set aside.
+
+    Raises:
+        UserError: for missing folders, classes that differ between them, or options out of range.
+    """
+    side = round(size * 8 / 7) if resize is None else resize
+    if not 1 <= size <= side or not 0 < smallest_crop <= 1 or not 0 < validation_share < 1:
+        raise UserError(
+            f"image_folder got size {size}, resize {side}, smallest_crop {smallest_crop}, validation_share "
+            f"{validation_share}; expected 1 <= size <= resize and shares above 0, validation_share below 1"
+        )
+    folders = _folders(Path(root))
+    splits: dict[str, Any] = {name: _read(folder, side) for name, folder in folders.items()}
+    _check_classes(splits, folders)
+    classes, note = len(splits["train"].classes), ""
+    if "validation" not in splits or "test" not in splits:
+        splits["test"] = splits.get("test", splits.get("validation"))
+        splits["train"], splits["validation"] = _set_aside(splits["train"], validation_share, seed)
+        note = f" (test split: {(folders.get('test') or folders['validation']).name}/, validation: out of train/)"
+    normal = partial(_normal, size=size, mean=list(mean or IMAGENET_MEAN), std=list(std or IMAGENET_STD))
+    return Data(
+        name=f"{Path(root).resolve().name}{note}",
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        classes=classes,
+        prepare=normal,
+        fingerprint=_fingerprint(Path(root), folders, f"{side} {validation_share} {seed}"),
+        augment=partial(crop_and_mirror, size=size, smallest=smallest_crop) if augment else None,
+        workers=workers,
+    )
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    found = {
+        split: next(root / name for name in names if (root / name).is_dir())
+        for split, names in NAMES.items()
+        if any((root / name).is_dir() for name in names)
+    }
+    if "train" not in found or len(found) < 2:
+        raise UserError(
+            f"'{root}' has {', '.join(f'{folder.name}/' for folder in found.values()) or 'no folder of a split'}; "
+            "expected train/ and val/ or test/ or both, each with one folder per class; set --set data.root=FOLDER"
+        )
+    return found
+
+
+def _read(folder: Path, side: int) -> Dataset[Any]:
+    # Imported where used: torchvision's transforms take a second to import.
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    # Resized as a PIL image, as torchvision's published accuracies are.
+    stored = v2.Compose([v2.Resize(side), v2.CenterCrop(side), v2.PILToTensor()])
+    try:
+        images: Dataset[Any] = ImageFolder(folder, transform=stored, loader=_open)
+    except FileNotFoundError as failure:
+        raise UserError(f"'{folder}' holds no complete set of classes: {failure}") from failure
+    return images
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as broken:  # Pillow's own errors are OSErrors
+        raise UserError(f"'{path}' cannot be read as an image ({broken}); replace or remove it") from broken
+
+
+def _check_classes(splits: dict[str, Any], folders: dict[str, Path]) -> None:
+    expected = set(splits["train"].classes)
+    for name, split in splits.items():
+        if odd := sorted(expected.symmetric_difference(split.classes)):
+            raise UserError(
+                f"'{folders[name]}' and '{folders['train']}' must have the same classes; they differ in "
+                f"{', '.join(odd[:5])}{' …' if len(odd) > 5 else ''}"
+            )
+
+
+def _set_aside(images: Any, share: float, seed: int) -> tuple[Subset[Any], Subset[Any]]:
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, aside = train_test_split(range(len(images)), test_size=share, stratify=images.targets, random_state=seed)
+    except ValueError as failure:
+        raise UserError(
+            f"cannot set {share:g} of {len(images)} training images aside with all classes in both parts: {failure}; "
+            "set validation_share, or give both val/ and test/"
+        ) from failure
+    return Subset(images, rest), Subset(images, aside)
+
+
+def _fingerprint(root: Path, folders: dict[str, Path], options: str) -> str:
+    """Of names, sizes and times of change: reading every image of a large set would cost as much as an epoch."""
+    digest = sha256(options.encode())
+    for folder in folders.values():
+        for path in sorted(folder.rglob("*")):
+            state = path.stat()
+            if path.is_file():
+                digest.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _normal(images: Tensor, *, size: int, mean: list[float], std: list[float]) -> Tensor:
+    from torchvision.transforms.v2 import functional as V
+
+    pixels = V.to_dtype(V.center_crop(images, [size, size]), torch.float32, scale=True)
+    normal: Tensor = V.normalize(pixels, mean, std)
+    return normal
+
+
+def crop_and_mirror(images: Tensor, generator: torch.Generator, *, size: int, smallest: float) -> Tensor:
+    """Cuts a random part out of every image, `samples x channels x height x width`, resizes it and may mirror it.
+
+    Area and proportions are drawn as in torchvision's `RandomResizedCrop`, limited to what fits.
+    """
+    count = len(images)
+
+    def uniform(low: float, high: float) -> Tensor:
+        # Drawn on the CPU wherever the images are: the same seed then means the same changes on every device.
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    area = uniform(smallest, 1)
+    ratio = torch.exp(uniform(torch.tensor(RATIOS[0]).log().item(), torch.tensor(RATIOS[1]).log().item()))
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)  # shares of the square
+    across, down = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)  # the centre, -1..1 over the square
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    zero = torch.zeros(count)
+    rows = [torch.stack([width * mirror, zero, across], 1), torch.stack([zero, height, down], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1).to(images.device), [count, 3, size, size], align_corners=False)
+    cut = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cut.round().to(images.dtype)
