@@ -75,4 +75,4 @@ def kernel_entropy(kernels: Float64[Tensor, "b n n"], *, alpha: float = 1.0) -> 
 def shannon_entropy(kernels: Float64[np.ndarray, "b n n"]) -> Float64[np.ndarray, " b"]:
     """−tr(A log2 A) of A = K/n for unit-diagonal kernel matrices K, in the calling thread."""
     diagonal, below = tridiagonalise(np.array(kernels / kernels.shape[-1], order="C"))
-    return np.maximum(-xlogx_of_tridiagonal(diagonal, below), 0)
+    return np.asarray(np.maximum(-xlogx_of_tridiagonal(diagonal, below), 0))

@@ -58,18 +58,18 @@ def kernel_width(
     n = require_samples(distances.shape[-1])
     batch = distances.shape[:-2]
     if rule == "distance_share":
-        width: Tensor = require_positive("share", share) * _median_distance(distances)
-        return width
+        median = _median_distance(distances)
+        return torch.mul(median, require_positive("share", share))
     if rule == "label_alignment":
         if labels is None:
             raise ValueError("rule 'label_alignment' came without labels: pass labels=…, one class per sample.")
         mean = _one_where_zero(distances.sqrt().sum((-2, -1)) / (n * (n - 1)))
-        return mean * best_multiple(alignment(distances, labels))
+        return mean * torch.tensor(best_multiple(alignment(distances, labels)), dtype=mean.dtype)
     narrowing: float = n ** (-1 / (4 + require_positive("dimension", dimension)))
     if rule == "silverman":
         return distances.new_full(batch, require_positive("h", h) * narrowing)
     spread = distances.new_ones(batch) if variance is None else _one_where_zero(variance.sqrt())
-    return spread * (require_positive("gamma", gamma) * dimension**0.5 * narrowing)
+    return torch.mul(spread, require_positive("gamma", gamma) * dimension**0.5 * narrowing)
 
 
 def alignment(distances: Float[Tensor, "*batch n n"], labels: Int[Tensor, " n"]) -> Float[Tensor, "grid ..."]:
