@@ -1,7 +1,7 @@
 """One pass over the calibration batches feeds every analysis at once, one layer at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from infoprune.artifacts import Analysis, BatchView, Finding, LayerView
 from infoprune.errors import UserError, did_you_mean
+from infoprune.modes import evaluating
 
 
 def analyze(
@@ -41,7 +42,7 @@ def analyze(
     watched = _watched(model, analyses, layers)
     gradients = any(analysis.needs_gradients for analysis in analyses)
     count = 0
-    with _evaluating(model), ExitStack() as hooks:
+    with evaluating(model), ExitStack() as hooks:
         batch: list[BatchView] = []
         for name, module in watched.items():
             observers = [analysis for analysis in analyses if isinstance(module, analysis.observes)]
@@ -68,18 +69,6 @@ def _watched(model: nn.Module, analyses: Sequence[Analysis], layers: Sequence[st
     kinds = tuple({kind for analysis in analyses for kind in analysis.observes})
     chosen = modules if layers is None else {name: modules[name] for name in layers}
     return {name: module for name, module in chosen.items() if isinstance(module, kinds)}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module gets its own mode back, since users freeze some of them."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _forward_and_backward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -115,7 +104,7 @@ def _hook(
         if later:
             # Copied, since an in-place activation may follow before backward comes by.
             kept = activations.clone()
-            output.register_hook(lambda gradient: at_backward(module, kept, gradient, later))
+            output.register_hook(lambda gradient: at_backward(module, kept, gradient, later))  # type: ignore[no-untyped-call]
 
     def at_backward(module: nn.Module, activations: Tensor, gradients: Tensor, later: Sequence[Analysis]) -> None:
         view = LayerView(name, module, activations, batch[0], gradients.detach())

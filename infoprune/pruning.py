@@ -179,14 +179,14 @@ def _layer_costs(model: nn.Module, example: Tensor) -> tuple[LayerCost, ...]:
     costs: dict[str, LayerCost] = {}
 
     def count(name: str, module: nn.Module, output: Tensor) -> None:
-        macs = output.numel() // len(example) * module.weight[0].numel()  # type: ignore[index, operator, union-attr]
+        macs = output.numel() // len(example) * module.weight[0].numel()  # type: ignore[index]
         inputs, outputs = _input_width(module), width_of(module)
         depthwise = getattr(module, "groups", 1) == inputs == outputs > 1
         before = costs[name].macs if name in costs else 0
         costs[name] = LayerCost(name, inputs, outputs, before + int(macs), depthwise)
 
     handles = [
-        module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))  # type: ignore[misc]
+        module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
         for name, module in model.named_modules()
         if isinstance(module, PRODUCERS)
     ]
@@ -195,7 +195,8 @@ def _layer_costs(model: nn.Module, example: Tensor) -> tuple[LayerCost, ...]:
             model(example)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(
-            f"the model does not run on an input of shape {tuple(example.shape)}: {error}; check that data and model match"
+            f"the model does not run on an input of shape {tuple(example.shape)}: {error}; check that "
+            "data and model match"
         ) from error
     finally:
         for handle in handles:
@@ -222,7 +223,7 @@ def _carry_over(model: nn.Module, pruned: nn.Module) -> None:
         parameter.grad = None
     images = [p for p in model.parameters() if p.dim() == 4]
     if any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in images):
-        pruned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pruned.to(memory_format=torch.channels_last)
 
 
 def _example_for(model: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -236,8 +237,8 @@ def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
             return tp.DependencyGraph().build_dependency(model, example[:1])
         except Exception as error:  # The library raises whatever its own bookkeeping ran into.
             raise UserError(
-                f"torch-pruning cannot trace this model ({type(error).__name__}: {error}); such an architecture cannot be "
-                "pruned here"
+                f"torch-pruning cannot trace this model ({type(error).__name__}: {error}); such an "
+                "architecture cannot be pruned here"
             ) from error
 
 

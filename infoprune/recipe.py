@@ -21,7 +21,9 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a verb as its signature states it; `default` is `inspect.Parameter.empty` where it is required."""
+    """One option of a verb as its signature states it; `default` is `REQUIRED` where it has none."""
+
+    REQUIRED: typing.ClassVar[Any] = inspect.Parameter.empty
 
     name: str
     type: Any
@@ -122,7 +124,7 @@ def options(function: Callable[..., Any], *, skip: Sequence[str] = ()) -> dict[s
     >>> options(verb)
     {'epochs': Option(name='epochs', type=<class 'int'>, default=3, help='passes over the data.')}
     """
-    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target)
     helps = _argument_docs(function)
     return {
@@ -170,7 +172,7 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
     bound: Table = {}
     for name, option in known.items():
         if name not in table:
-            if option.default is inspect.Parameter.empty:
+            if option.default is Option.REQUIRED:
                 raise UserError(
                     f"[{where}] needs '{name}' ({type_name(option.type)}): {option.help or 'it is required'}"
                 )
@@ -180,8 +182,8 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
             bound[name] = msgspec.convert(table[name], option.type, strict=True)
         except msgspec.ValidationError as error:
             raise UserError(
-                f"[{where}] {name} = {table[name]!r}: expected {type_name(option.type)}, got {type(table[name]).__name__}"
-                f" ({error})"
+                f"[{where}] {name} = {table[name]!r}: expected {type_name(option.type)}, got "
+                f"{type(table[name]).__name__} ({error})"
             ) from error
     return bound
 

@@ -54,7 +54,7 @@ def _modules(kind: Kind) -> list[str]:
 
 
 def _analyses() -> dict[str, Callable[..., Any]]:
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for module_name in _modules("analyses"):
         module = importlib.import_module(f"infoprune.analyses.{module_name}")
         for name, member in inspect.getmembers(module, inspect.isclass):

@@ -94,7 +94,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         UserError: where the file is missing or no safetensors file.
     """
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except FileNotFoundError as error:
         raise UserError(f"no file '{path}'") from error
@@ -131,7 +131,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"'{path}' holds no state_dict (a dictionary of tensors); save model.state_dict()")
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
-    return found
+    tensors: dict[str, Tensor] = found
+    return tensors
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

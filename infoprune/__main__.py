@@ -1,0 +1,5 @@
+"""`python -m infoprune`, which torchrun needs."""
+
+from infoprune.cli import main
+
+main()

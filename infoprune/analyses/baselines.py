@@ -1,0 +1,121 @@
+"""The criteria that everyone has: what an information-theoretic score has to beat.
+
+Each scores filters by weights, norms, gradients or chance; all of them are analyses like any other.
+"""
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.artifacts import Finding, LayerView
+from infoprune.errors import UserError
+
+CONVOLUTIONS_AND_LINEAR = (nn.Conv2d, nn.Linear)
+
+
+class _Scores:
+    """An analysis whose whole finding is one importance per filter."""
+
+    observes: tuple[type[nn.Module], ...] = CONVOLUTIONS_AND_LINEAR
+    needs_gradients = False
+    needs_labels = False
+    name: str
+
+    def __init__(self) -> None:
+        self._scores: dict[str, Tensor] = {}
+
+    def conclude(self) -> Finding:
+        """The importance of every layer seen."""
+        return Finding(self.name, importance={layer: scores.cpu() for layer, scores in self._scores.items()})
+
+
+class L1(_Scores):
+    """L1 norm of each filter's weights (Li et al., 2017, Pruning Filters for Efficient ConvNets)."""
+
+    name = "l1"
+    norm = 1
+
+    def observe(self, view: LayerView) -> None:
+        """Reads the weights; activations are not looked at."""
+        weight = view.module.get_parameter("weight").detach()
+        self._scores[view.layer] = weight.flatten(1).double().norm(p=self.norm, dim=1)
+
+
+class L2(L1):
+    """L2 norm of each filter's weights."""
+
+    name = "l2"
+    norm = 2
+
+
+class BatchNormScale(_Scores):
+    """Absolute scale |γ| of each batch-norm channel (Liu et al., 2017, Network Slimming)."""
+
+    name = "batch_norm_scale"
+    observes = (nn.BatchNorm2d,)
+
+    def observe(self, view: LayerView) -> None:
+        """Reads the scale; a norm without affine terms scores 1 throughout."""
+        scale = view.module.weight
+        width = int(view.activations.shape[1])
+        self._scores[view.layer] = scale.detach().double().abs() if isinstance(scale, Tensor) else torch.ones(width)
+
+
+class Taylor(_Scores):
+    """First-order change of the loss when a filter's map is set to zero (Molchanov et al., 2017, Eq. 8).
+
+    Per sample |Σ activation · gradient| over the map, averaged over all samples.
+    """
+
+    name = "taylor"
+    needs_gradients = True
+    needs_labels = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._samples: dict[str, int] = {}
+
+    def observe(self, view: LayerView) -> None:
+        """Adds one batch."""
+        if view.gradients is None:
+            raise UserError(f"'{self.name}' needs loss gradients at '{view.layer}', but none came")
+        # Cross-entropy is a mean over the batch; times its size, every sample counts alike in the last batch too.
+        product = (
+            (view.activations * view.gradients).flatten(2).sum(2)
+            if view.activations.dim() > 2
+            else (view.activations * view.gradients)
+        )
+        change = product.double().abs().sum(0) * len(product)
+        self._scores[view.layer] = self._scores.get(view.layer, torch.zeros_like(change)) + change
+        self._samples[view.layer] = self._samples.get(view.layer, 0) + len(product)
+
+    def conclude(self) -> Finding:
+        """The mean over samples."""
+        return Finding(
+            self.name,
+            importance={layer: (total / self._samples[layer]).cpu() for layer, total in self._scores.items()},
+        )
+
+
+class Random(_Scores):
+    """Uniform random scores: the control that every criterion has to beat.
+
+    Args:
+        seed: two runs with the same seed score alike, whatever order the layers come in.
+    """
+
+    name = "random"
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__()
+        if seed < 0:
+            raise UserError(f"[analyses.random] seed = {seed}: expected 0 or more")
+        self.seed = seed
+
+    def observe(self, view: LayerView) -> None:
+        """Draws once per layer."""
+        if view.layer not in self._scores:
+            key = zlib.crc32(view.layer.encode())
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + key)
+            self._scores[view.layer] = torch.rand(view.activations.shape[1], generator=generator, dtype=torch.float64)

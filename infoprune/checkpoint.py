@@ -1,0 +1,169 @@
+"""A pruned model in one safetensors file: how to build the original, the plan, and the weights."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from infoprune import __version__, registry, store
+from infoprune.artifacts import ModelReference, Plan
+from infoprune.errors import UserError
+from infoprune.pruning import prune
+from infoprune.recipe import bind
+
+FORMAT = 1
+KEY = "infoprune"
+
+
+def build(reference: ModelReference, weights: str | Path | None = None, folder: Path | None = None) -> nn.Module:
+    """Builds an unpruned model, in evaluation mode.
+
+    Args:
+        reference: a model family of ours, or the user's own function, with its arguments.
+        weights: a weights file; looked for as given, beside the recipe, under `INFOPRUNE_DATA` and in the package.
+        folder: where the recipe lies.
+
+    Raises:
+        UserError: for an unknown model, arguments it does not take, a missing weights file, or weights that do not fit.
+    """
+    function = registry.find("models", reference.name)
+    if ":" in reference.name:
+        model = _build_users_own(function, reference)
+    else:
+        model = function(**bind(function, reference.arguments, "model"))
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model '{reference.name}' gave a {type(model).__name__}, expected a torch.nn.Module")
+    if weights is not None:
+        path = find_file(weights, folder)
+        store.fit_weights(model, store.read_tensors(path), str(weights))
+    return model.eval()
+
+
+def _build_users_own(function: Any, reference: ModelReference) -> Any:
+    try:
+        return function(**reference.arguments)
+    except TypeError as error:
+        raise UserError(
+            f"[model] arguments {dict(reference.arguments)} do not fit '{reference.name}': {error}"
+        ) from error
+
+
+def find_file(name: str | Path, folder: Path | None = None) -> Path:
+    """A file that a recipe names.
+
+    Raises:
+        UserError: where it is in none of the places, which the message lists.
+    """
+    data = os.environ.get("INFOPRUNE_DATA")
+    bases = [Path(), *([folder] if folder else []), *([Path(data), Path(data) / "weights"] if data else [])]
+    places = [base / Path(name).expanduser() for base in (*bases, Path(__file__).parent / "weights")]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place.parent.resolve()) for place in places)
+    hint = "" if data else "; INFOPRUNE_DATA is not set"
+    raise UserError(f"no file '{name}' in {looked}{hint}; give the full path")
+
+
+def save(path: str | Path, model: nn.Module, reference: ModelReference, plan: Plan | None = None, **notes: Any) -> None:
+    """Writes a model, whole or not at all.
+
+    Args:
+        path: where to; by custom `*.safetensors`.
+        model: the model as it is now.
+        reference: how to build the unpruned one again.
+        plan: what was pruned; `None` for an unpruned model.
+        notes: further JSON values for the header, such as where the file came from.
+    """
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        "reference": msgspec.to_builtins(reference),
+        "plan": None if plan is None else msgspec.to_builtins(plan),
+        **notes,
+    }
+    store.write_tensors(Path(path), model.state_dict(), {KEY: msgspec.json.encode(header).decode()})
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself.
+
+    Raises:
+        UserError: where the file is missing, damaged, or no checkpoint of this format.
+    """
+    text = store.read_metadata(path).get(KEY)
+    if text is None:
+        raise UserError(f"'{path}' holds weights only, no infoprune checkpoint; load it with [model] weights = …")
+    try:
+        header: dict[str, Any] = msgspec.json.decode(text, type=dict)
+    except msgspec.DecodeError as error:
+        raise UserError(f"'{path}' has a damaged header: {error}; write the checkpoint again") from error
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"'{path}' has checkpoint format {header.get('format')}, this version reads {FORMAT}; use the version of "
+            f"infoprune that wrote it ({header.get('version', 'unknown')})"
+        )
+    return header
+
+
+def load(path: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
+    """The model of a checkpoint, in evaluation mode, equal to the saved one bit for bit.
+
+    Builds the original architecture, replays the plan, and loads the weights strictly. Nothing is unpickled.
+
+    Args:
+        path: a file written by `save` or by a run.
+        model: the unpruned architecture, where the checkpoint refers to code of the user's own.
+        trust_code: import and call that code instead; only for checkpoints whose origin you trust.
+
+    Raises:
+        UserError: where the file is missing or damaged, does not fit the model, or refers to code that is not ours
+            and neither `model` nor `trust_code` is given.
+    """
+    path = Path(path)
+    header = header_of(path)
+    try:
+        reference = msgspec.convert(header.get("reference"), ModelReference)
+        plan = msgspec.convert(header.get("plan"), Plan | None)
+    except msgspec.ValidationError as error:
+        raise UserError(f"'{path}' has a damaged header: {error}; write the checkpoint again") from error
+    if model is None:
+        if ":" in reference.name and not trust_code:
+            raise UserError(
+                f"'{path}' was made from the code '{reference.name}'; give that model as load(path, model), or "
+                "trust_code=True to have it imported and called"
+            )
+        model = build(reference)
+    loaded = prune(model, plan) if plan is not None else model
+    store.fit_weights(loaded, store.read_tensors(path), str(path))
+    return loaded.eval()
+
+
+def load_data(name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """A data set by name, as a recipe's `[data]` table would give it.
+
+    Raises:
+        UserError: for an unknown name or option, or data that cannot be found.
+    """
+    function = registry.find("datasets", name)
+    return function(**bind(function, options or {}, "data"))
+
+
+def device_for(name: str) -> torch.device:
+    """The device behind "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1" …
+
+    Raises:
+        UserError: for a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"[run] device = '{name}' is not to be had: {error}; use 'cpu' or 'auto'") from error
+    return device

@@ -1,0 +1,248 @@
+"""The command line: click and rich live here and nowhere else; torch is imported only by commands that need it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from infoprune import __version__
+from infoprune.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from infoprune.artifacts import StageMetrics
+    from infoprune.pipeline import Run
+
+STEPS = {
+    "analyze": "Run the analyses and write findings/.",
+    "plan": "Choose the channels to keep and write plan.json.",
+    "prune": "Remove channels, prove the result, write pruned.safetensors.",
+    "repair": "Bring accuracy back without training; write repaired.safetensors.",
+    "finetune": "Train the smaller network; write finetuned.safetensors.",
+    "evaluate": "Measure all stages on the test split; write metrics.json.",
+    "export": "Write the fine-tuned network in other formats under export/.",
+    "report": "Write report.html.",
+}
+out = Console()
+err = Console(stderr=True)
+
+
+class _Display:
+    """Draws the progress of a run: a line per step, a bar for what takes long."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bars = Progress(*columns, console=err, transient=True, disable=quiet)
+        self.tasks: dict[str, Any] = {}
+
+    def step(self, name: str, state: str) -> None:
+        self._clear()
+        if not self.quiet and state != "running":
+            err.print(f"[green]✓[/] {name}" + ("" if state == "done" else f" [dim]({state})[/]"))
+        elif not self.quiet and not err.is_terminal:
+            err.print(f"  {name} …")
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self._clear()
+            self.tasks[what] = self.bars.add_task(what, total=total or None)
+        self.bars.update(self.tasks[what], completed=done, total=total or None)
+
+    def _clear(self) -> None:
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks.clear()
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """A user's mistake ends with exit code 2 and a message, a failed run with 1; anything else is a bug of ours."""
+    try:
+        yield
+    except (UserError, RunError) as error:
+        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command again goes on with the step that was running")
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="infoprune")
+def main() -> None:
+    """Prune a pretrained CNN by what information theory says it does not need.
+
+    RECIPE is a TOML file or the name of a shipped one (digits, resnet56_cifar10). The way of the data:
+    analyze → plan → prune → repair → finetune → evaluate → export → report. Each command does the steps before it
+    first and skips what is already there.
+
+    Exit codes: 0 done, 1 the run failed, 2 something in the recipe, data or model has to be mended.
+    """
+
+
+def _recipe_command(name: str, help: str) -> Callable[[Callable[..., None]], click.Command]:
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for decorator in (
+            click.option("-q", "--quiet", is_flag=True, help="No progress display."),
+            click.option(
+                "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override an option of the recipe."
+            ),
+            click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE]"),
+            click.argument("recipe"),
+        ):
+            function = decorator(function)
+        return main.command(name, help=help, short_help=help)(function)
+
+    return decorate
+
+
+def _job(recipe: str, out_folder: Path | None, overrides: tuple[str, ...], display: _Display) -> "Run":
+    from infoprune import pipeline
+    from infoprune.recipe import read
+
+    read_recipe = read(recipe, overrides)
+    return pipeline.Run(read_recipe, out_folder or Path("runs") / read_recipe.name, display)
+
+
+def _add_steps() -> None:
+    def make(step: str, help: str) -> None:
+        @_recipe_command(step, help)
+        def command(recipe: str, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+            display = _Display(quiet)
+            with _failures(), display.bars:
+                job = _job(recipe, out, overrides, display)
+                job.until(step)
+            _conclude(job, step)
+
+    for step, help in STEPS.items():
+        make(step, help)
+
+
+def _conclude(job: "Run", step: str) -> None:
+    if step in ("evaluate", "report"):
+        out.print(_stage_table(job.metrics()))
+    if step == "plan":
+        out.print(_plan_table(job))
+    err.print(f"artifacts are in {job.out}", highlight=False, soft_wrap=True)
+
+
+@_recipe_command("run", "Do the whole job: all of the steps below.")
+def run(recipe: str, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+    """All steps."""
+    display = _Display(quiet)
+    with _failures(), display.bars:
+        job = _job(recipe, out, overrides, display)
+        job.until("report")
+    _conclude(job, "report")
+
+
+_add_steps()
+
+
+@_recipe_command("train", "Train the recipe's model from scratch; write trained.safetensors.")
+def train(recipe: str, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+    """Makes weights such as the shipped ones."""
+    display = _Display(quiet)
+    with _failures(), display.bars:
+        job = _job(recipe, out, overrides, display)
+        measured = job.train()
+    globals()["out"].print(_stage_table({"trained": measured}))
+    err.print(f"artifacts are in {job.out}", highlight=False, soft_wrap=True)
+
+
+@main.command(short_help="Show the options of a recipe table.")
+@click.argument("table", required=False)
+def options(table: str | None) -> None:
+    """Show the options of a recipe TABLE (run, calibration, plan, finetune, analyses.NAME, model.NAME, data.NAME …),
+    or without one the list of tables."""
+    from infoprune import settings
+
+    with _failures():
+        if table is None:
+            for name in settings.tables():
+                out.print(name, highlight=False)
+            return
+        rows = Table("option", "type", "default", "what it does", title=f"[{table}]".replace("[", r"\["))
+        for row in settings.describe(table):
+            rows.add_row(*(_plain(cell) for cell in row))
+        out.print(rows)
+
+
+@main.command(short_help="List the shipped recipes.")
+def recipes() -> None:
+    """List the shipped recipes."""
+    from infoprune.recipe import shipped
+
+    for name, path in shipped().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        out.print(f"{name:20} {first}", highlight=False, soft_wrap=True)
+
+
+def _stage_table(metrics: "dict[str, StageMetrics]") -> Table:
+    table = Table("", "accuracy", "loss", "parameters", "MACs", "file", "latency")
+    first = next(iter(metrics.values()))
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "right" if column.header else "left"
+    for stage, row in metrics.items():
+        time = row.latency_ms
+        table.add_row(
+            stage,
+            f"{row.accuracy:.2%}",
+            f"{row.loss:.3f}",
+            f"{_short(row.parameters)} {row.parameters / first.parameters:.0%}",
+            f"{_short(row.macs)} {row.macs / first.macs:.1%}",
+            f"{_short(row.bytes)}B",
+            f"{time.median:.2f} ± {time.iqr / 2:.2f} ms",
+        )
+    time = first.latency_ms
+    table.caption = (
+        f"test split; MACs per sample; latency of one forward pass: median ± half the IQR, batch {time.batch}, "
+        f"{time.device}, {time.threads} threads"
+    )
+    return table
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit, so that the table fits a terminal of 80 columns.
+
+    >>> _short(3287116), _short(712)
+    ('3.29 M', '712 ')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} "
+
+
+def _plan_table(job: "Run") -> Table:
+    table = Table("group", "width", "MACs of its layers", "why")
+    for group in job.planned.groups:
+        table.add_row(
+            group.group,
+            f"{group.width_before} → {group.width_after}",
+            f"{group.macs_before:,} → {group.macs_after:,}",
+            group.reason,
+        )
+    for name, reason in job.planned.refused.items():
+        table.add_row(name, "whole", "", reason)
+    table.caption = "; ".join(job.planned.notes)
+    return table

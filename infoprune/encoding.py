@@ -1,0 +1,58 @@
+"""Artifacts as JSON values and back; a tensor is a list of numbers, and NaN or infinity in it is null."""
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from infoprune.errors import UserError
+
+Noun = TypeVar("Noun")
+
+
+def to_json(value: Any) -> Any:
+    """JSON types for a dataclass.
+
+    >>> from infoprune.artifacts import Measure
+    >>> to_json(Measure(torch.tensor([1.5, math.nan])))
+    {'value': [1.5, None], 'low': None, 'high': None, 'unit': 'bits'}
+    """
+    return msgspec.to_builtins(value, enc_hook=_encode)
+
+
+def from_json(value: Any, kind: type[Noun], source: str) -> Noun:
+    """A dataclass from JSON types; the inverse of `to_json`, except that what was infinite comes back as NaN.
+
+    Args:
+        value: what the file holds.
+        kind: the dataclass.
+        source: the file's name, for messages.
+
+    Raises:
+        UserError: where a field is missing or of the wrong type.
+    """
+    try:
+        return msgspec.convert(value, kind, dec_hook=_decode)
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise UserError(f"'{source}' is no valid {kind.__name__.lower()}: {error}; mend it or remove it") from error
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _finite(value.detach().cpu().tolist())
+    raise NotImplementedError(f"cannot write a {type(value).__name__} as JSON")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is not Tensor:
+        raise NotImplementedError(f"cannot read a {kind.__name__} from JSON")
+    numbers = [math.nan if item is None else item for item in value] if isinstance(value, list) else value
+    return torch.tensor(math.nan if numbers is None else numbers, dtype=torch.float64)

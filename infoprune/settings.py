@@ -1,0 +1,198 @@
+"""A whole recipe bound to signatures before the first expensive second."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infoprune import registry
+from infoprune.artifacts import ModelReference
+from infoprune.errors import UserError, did_you_mean
+from infoprune.exporting import export
+from infoprune.planning import plan
+from infoprune.profiling import profile
+from infoprune.recipe import Option, Recipe, Table, bind, options, type_name
+from infoprune.repairing import repair
+from infoprune.splits import SplitName
+from infoprune.training import finetune
+
+# Recipe table -> the verb whose keyword-only arguments it sets; [run] seed stands for every verb's own.
+VERBS = {
+    "plan": plan,
+    "repair": repair,
+    "finetune": finetune,
+    "train": finetune,
+    "evaluate": profile,
+    "export": export,
+}
+SEEDED = ("finetune", "train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The table `[run]`.
+
+    Args:
+        seed: of everything random in training: initialisation, shuffling, augmentation.
+        device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1" …
+        threads: CPU threads; 0 leaves torch's own number.
+        batch_size: samples per batch in training and evaluation.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("threads", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"[run] {name} = {getattr(self, name)}: expected {least} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """The table `[calibration]`: the batches that analyses and repair look at.
+
+    Args:
+        batches: number of batches.
+        batch_size: samples per batch; entropy estimates depend on it, 128 is the papers'.
+        split: where they come from; the test split would make the final figure worthless and is refused.
+    """
+
+    batches: int = 8
+    batch_size: int = 128
+    split: SplitName = "train"
+
+    def __post_init__(self) -> None:
+        if self.batches < 1 or self.batch_size < 2:
+            raise UserError(
+                f"[calibration] batches = {self.batches}, batch_size = {self.batch_size}: expected at least "
+                "1 batch of 2"
+            )
+        if self.split == "test":
+            raise UserError(
+                "[calibration] split = 'test': the test split is for the final figure; use train or validation"
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All tables of a recipe, bound.
+
+    Attributes:
+        model: how to build the network.
+        weights: its weights file as the recipe names it; `None` for initial weights.
+        data: name and options of the data set.
+        analyses: options per analysis.
+        verbs: keyword arguments per table of `VERBS`.
+    """
+
+    recipe: Recipe
+    run: RunOptions
+    calibration: CalibrationOptions
+    model: ModelReference
+    weights: str | None
+    data: tuple[str, Mapping[str, Any]]
+    analyses: Mapping[str, Mapping[str, Any]]
+    verbs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths in the recipe are looked for."""
+        return self.recipe.folder
+
+
+def bind_recipe(recipe: Recipe) -> Settings:
+    """Checks every table and option of a recipe against what they name.
+
+    Raises:
+        UserError: for an unknown table, option, analysis, model or data set, and for a value of the wrong type.
+    """
+    known = ("run", "model", "data", "calibration", "analyses", *VERBS)
+    for name in recipe.tables:
+        if name not in known:
+            raise UserError(f"no table [{name}] in recipes{did_you_mean(name, known)}")
+    verbs = {name: bind(verb, recipe.table(name), name, skip=_skipped(name)) for name, verb in VERBS.items()}
+    model, weights = _model(recipe.table("model"))
+    return Settings(
+        recipe=recipe,
+        run=RunOptions(**bind(RunOptions, recipe.table("run"), "run")),
+        calibration=CalibrationOptions(**bind(CalibrationOptions, recipe.table("calibration"), "calibration")),
+        model=model,
+        weights=weights,
+        data=_data(recipe.table("data")),
+        analyses=_analyses(recipe.table("analyses"), verbs["plan"]["rank_by"]),
+        verbs=verbs,
+    )
+
+
+def _skipped(table: str) -> tuple[str, ...]:
+    return ("seed",) if table in SEEDED else ()
+
+
+def _named(table: Table, where: str) -> str:
+    name = table.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f'[{where}] needs name = "…": one of ours or your own package.module:function; came {name!r}')
+    return name
+
+
+def _model(table: Table) -> tuple[ModelReference, str | None]:
+    name, weights = _named(table, "model"), table.pop("weights", None)
+    if weights is not None and not isinstance(weights, str):
+        raise UserError(f"[model] weights = {weights!r}: expected a file name")
+    build = registry.find("models", name)
+    # A user's own function may take anything; ours state their options.
+    return ModelReference(name, table if ":" in name else bind(build, table, "model")), weights
+
+
+def _data(table: Table) -> tuple[str, Mapping[str, Any]]:
+    name = _named(table, "data")
+    load = registry.find("datasets", name)
+    return name, table if ":" in name else bind(load, table, "data")
+
+
+def _analyses(tables: Table, rank_by: str) -> dict[str, Table]:
+    """Every analysis that the recipe names; the one that ranks needs no table of its own."""
+    named = {**tables, **({} if rank_by in tables else {rank_by: {}})}
+    bound = {}
+    for name, table in named.items():
+        if not isinstance(table, dict):
+            raise UserError(f"[analyses] {name} = {table!r}: expected a table, such as [analyses.{name}]")
+        bound[name] = bind(registry.find("analyses", name), table, f"analyses.{name}")
+    return bound
+
+
+def tables() -> list[str]:
+    """The names that `describe` takes."""
+    kinds: tuple[registry.Kind, ...] = ("models", "datasets", "analyses")
+    heads = {"models": "model", "datasets": "data", "analyses": "analyses"}
+    named = [f"{heads[kind]}.{name}" for kind in kinds for name in registry.names(kind)]
+    return ["run", "calibration", *VERBS, *named]
+
+
+def describe(table: str) -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of every option of a recipe table.
+
+    >>> describe("calibration")[0][:3]
+    ('batches', 'int', '8')
+
+    Raises:
+        UserError: for an unknown table.
+    """
+    head, _, name = table.partition(".")
+    verb: Any
+    if head in ("model", "data", "analyses") and name:
+        kinds: dict[str, registry.Kind] = {"model": "models", "data": "datasets", "analyses": "analyses"}
+        verb = registry.find(kinds[head], name)
+    else:
+        known = {"run": RunOptions, "calibration": CalibrationOptions, **VERBS}
+        if table not in known:
+            raise UserError(f"no recipe table '{table}'{did_you_mean(table, tables())}")
+        verb = known[table]
+    rows = options(verb, skip=_skipped(table)).values()
+    return [
+        (row.name, type_name(row.type), "required" if row.default is Option.REQUIRED else repr(row.default), row.help)
+        for row in rows
+    ]

@@ -1,0 +1,187 @@
+"""A run directory and what the steps in it share: the recipe's model and data, and where each artifact came from."""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from infoprune import __version__, checkpoint, registry, store
+from infoprune.artifacts import Analysis, ChannelGraph, Plan
+from infoprune.encoding import from_json, to_json
+from infoprune.errors import UserError
+from infoprune.pruning import channel_graph, check_kept
+from infoprune.recipe import Recipe
+from infoprune.settings import Settings, bind_recipe
+from infoprune.splits import Batches, Data, SplitName
+
+# Under this name every artifact says which options and inputs it came from.
+MADE_FROM = "made_from"
+
+
+class Progress(Protocol):
+    """What a caller may want to hear while steps run."""
+
+    def step(self, name: str, state: str) -> None:
+        """A step is "running", "done" or "up to date"."""
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """A long step got this far; `total` is 0 where nobody knows."""
+
+
+class Silence:
+    """Progress for nobody."""
+
+    def step(self, name: str, state: str) -> None:
+        """Says nothing."""
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """Says nothing."""
+
+
+class Workspace:
+    """One recipe and one run directory; what is costly is made at first use.
+
+    Args:
+        recipe: from `infoprune.recipe.read`; bound as a whole before anything is loaded.
+        out: the run directory.
+        progress: told about each step.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path | str, progress: Progress | None = None) -> None:
+        self.settings: Settings = bind_recipe(recipe)
+        self.out = Path(out)
+        self.progress: Progress = progress or Silence()
+        # Made now, so that what their constructors refuse is refused before anything is loaded.
+        self._analyses: dict[str, Analysis] = {
+            name: registry.find("analyses", name)(**options) for name, options in self.settings.analyses.items()
+        }
+        self._models: dict[str, nn.Module] = {}
+        self._told: set[str] = set()
+        self.device = checkpoint.device_for(self.settings.run.device)
+        if self.settings.run.threads:
+            torch.set_num_threads(self.settings.run.threads)
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set."""
+        name, options = self.settings.data
+        data = registry.find("datasets", name)(**options)
+        if not isinstance(data, Data):
+            raise UserError(f"data set '{name}' gave a {type(data).__name__}, expected infoprune.splits.Data")
+        return data
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The unpruned model with its weights."""
+        torch.manual_seed(self.settings.run.seed)
+        weights = self.settings.weights
+        return checkpoint.build(self.settings.model, weights, self.settings.folder).to(self.device)
+
+    @cached_property
+    def calibration(self) -> list[tuple[Tensor, Tensor]]:
+        """The calibration batches, on the device; of equal size, since entropy estimates depend on it."""
+        wanted = self.settings.calibration
+        batches = self.data.batches(
+            wanted.split, batch_size=wanted.batch_size, seed=self.settings.run.seed, device=self.device
+        )
+        taken = [pair for _, pair in zip(range(wanted.batches), batches, strict=False)]
+        if len(taken) < wanted.batches or len(taken[-1][0]) < wanted.batch_size:
+            raise UserError(
+                f"[calibration] asks for {wanted.batches} batches of {wanted.batch_size}, but the {wanted.split} split "
+                f"of '{self.data.name}' holds fewer; lower batches or batch_size"
+            )
+        return taken
+
+    @cached_property
+    def graph(self) -> ChannelGraph:
+        """Channel groups of the unpruned model."""
+        return channel_graph(self.base, self.calibration[0][0][:1])
+
+    @cached_property
+    def _origin(self) -> dict[str, Any]:
+        """Fingerprints of model and data: what every step comes from."""
+        weights = self.settings.weights
+        path = None if weights is None else checkpoint.find_file(weights, self.settings.folder)
+        return {
+            "model": to_json(self.settings.model),
+            "weights": None if path is None else store.file_fingerprint(path),
+            "data": self.data.fingerprint,
+            "seed": self.settings.run.seed,
+        }
+
+    def _made_from(self, options: Mapping[str, Any], *inputs: Path, calibrated: bool = True) -> dict[str, Any]:
+        made_from: dict[str, Any] = to_json(
+            {
+                "version": __version__,
+                "options": dict(options),
+                "origin": self._origin,
+                "calibration": self.settings.calibration if calibrated else None,
+                "inputs": {path.relative_to(self.out).as_posix(): store.file_fingerprint(path) for path in inputs},
+            }
+        )
+        return made_from
+
+    def _step(self, name: str, path: Path, made_from: Mapping[str, Any], make: Callable[[], None]) -> None:
+        """Makes an artifact, unless the one that is there says it came from the same."""
+        if name in self._told:
+            return
+        if path.exists() and self._origin_of(path) == made_from:
+            self.progress.step(name, "up to date")
+        else:
+            self.progress.step(name, "running")
+            make()
+            self.progress.step(name, "done")
+        self._told.add(name)
+
+    def _origin_of(self, path: Path) -> Any:
+        if path.suffix == store.SAFETENSORS:
+            return checkpoint.header_of(path).get(MADE_FROM)
+        return store.read_json(path).get(MADE_FROM)
+
+    def _file(self, stage: str) -> Path:
+        return self.out / f"{stage}{store.SAFETENSORS}"
+
+    def _model(self, stage: str) -> nn.Module:
+        """The model of a stage: the one just made, or read from its file."""
+        if stage == "base":
+            return self.base
+        if stage not in self._models:
+            self._models[stage] = checkpoint.load(self._file(stage), copy.deepcopy(self.base)).to(self.device)
+        return self._models[stage]
+
+    def _save(self, stage: str, model: nn.Module, made_from: Mapping[str, Any], **notes: Any) -> None:
+        self._models[stage] = model
+        pruning = None if stage == "base" else self.planned
+        checkpoint.save(self._file(stage), model, self.settings.model, pruning, **{MADE_FROM: made_from}, **notes)
+
+    def _advance(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.progress.advance(what, done, total)
+
+    def _batches(self, split: SplitName) -> Batches:
+        seed = self.settings.run.seed if split == "train" else None
+        size = self.settings.run.batch_size
+        return self.data.batches(split, batch_size=size, seed=seed, augment=split == "train", device=self.device)
+
+    @cached_property
+    def planned(self) -> Plan:
+        """The plan as its file says, checked against the model."""
+        path = self.out / "plan.json"
+        chosen = from_json(store.read_json(path), Plan, str(path))
+        groups = {group.name: group for group in self.graph.groups}
+        for entry in chosen.groups:
+            if entry.group not in groups:
+                raise UserError(
+                    f"'{path}' names the group '{entry.group}', which the model lacks; mend or remove the file"
+                )
+            if entry.width_after != len(entry.kept) or entry.width_before != groups[entry.group].width:
+                raise UserError(
+                    f"'{path}': '{entry.group}' goes from {entry.width_before} to {entry.width_after} channels but "
+                    f"keeps {len(entry.kept)} of {groups[entry.group].width}; mend or remove the file"
+                )
+            if entry.width_after < entry.width_before:
+                check_kept(groups[entry.group], entry.kept)
+        return chosen
