@@ -192,7 +192,11 @@ def class_groups(labels: Int[Tensor, " n"]) -> list[Int[Tensor, "classes size"]]
 
 
 def joint_with_labels(
-    kernels: Float64[Tensor, "*batch n n"], groups: list[Int[Tensor, "classes size"]], alpha: float
+    kernels: Float64[Tensor, "*batch n n"],
+    groups: list[Int[Tensor, "classes size"]],
+    alpha: float,
+    *,
+    threads: bool = True,
 ) -> Float64[Tensor, "*batch"]:
     """S(T, Y) of unit-diagonal kernels, the samples of each class given by ``class_groups``. Nothing is checked."""
     n = kernels.shape[-1]
@@ -201,7 +205,7 @@ def joint_with_labels(
         total = torch.stack([block.square().sum((-3, -2, -1)) for block in blocks]).sum(0)
         return 2 * math.log2(n) - torch.log2(total)
     # a sample alone in its class is its own eigenvalue: with many classes that is nearly all of them
-    spectra = [b[..., 0, 0] if b.shape[-1] == 1 else spectrum(b).flatten(-2) for b in blocks]
+    spectra = [b[..., 0, 0] if b.shape[-1] == 1 else spectrum(b, threads=threads).flatten(-2) for b in blocks]
     return entropy_of_spectrum(torch.cat(spectra, -1) / n, alpha)
 
 

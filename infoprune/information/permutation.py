@@ -9,6 +9,7 @@ selection stops however informative t is. The layers it is meant for are redunda
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from infoprune.information.gram import DEFAULT_MEMORY, delta, set_exponents
 from infoprune.information.resampling import permutation_p_value
 from infoprune.information.selection import VARIANTS, Selection, Step, Variant
 from infoprune.information.spectra import kernel_entropy
+from infoprune.information.threads import core_count, over_cores
 from infoprune.information.validation import (
     require_choice,
     require_finite,
@@ -42,7 +44,8 @@ TIE_BITS = 1e-7
 
 class _Problem(NamedTuple):
     exponents: Float64[Tensor, "c n n"]
-    label_exponent: Float64[Tensor, "n n"] | None
+    label_kernel: Float64[Tensor, "n n"] | None
+    """The paper's RBF on one-hot labels; None for the delta kernel, whose joints are block diagonal."""
     groups: list[Int[Tensor, "classes size"]]
     variant: Variant
     step: int
@@ -135,28 +138,38 @@ def _problem(
     classes = sum(len(group) for group in groups)
     # one-hot vectors of different classes are √2 apart; σ by the paper's rule with h = 5
     sigma = 5 * n ** (-1 / (4 + classes))
-    label_exponent = None if variant.delta_labels else (1 - delta(labels)) / sigma**2
+    label_kernel = None if variant.delta_labels else torch.exp((delta(labels) - 1) / sigma**2)
     step = max(1, int(require_positive("memory_limit", memory_limit)) // (6 * 8 * n * n))
-    return _Problem(exponents, label_exponent, groups, variant, step)
+    return _Problem(exponents, label_kernel, groups, variant, step)
 
 
 def _label_entropy(problem: _Problem, labels: Int[Tensor, " n"]) -> Float64[Tensor, ""]:
     alpha = problem.variant.alpha
-    if problem.label_exponent is None:
+    if problem.label_kernel is None:
         return label_entropy(labels, alpha=alpha).to(problem.exponents.device)
-    return kernel_entropy(problem.label_exponent.neg().exp()[None], alpha=alpha)[0]
+    return kernel_entropy(problem.label_kernel[None], alpha=alpha)[0]
 
 
 def _entropies(
     problem: _Problem, totals: Float64[Tensor, "b n n"], count: int
 ) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
     """S(T) and S(T, Y) of sets of ``count`` filters, given the sums of their exponents."""
+    if totals.is_cuda:
+        return _entropies_of_part(totals, problem, count)
+    work = partial(_entropies_of_part, problem=problem, count=count)
+    parts = over_cores(work, torch.tensor_split(totals, min(len(totals), 2 * core_count())))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _entropies_of_part(
+    totals: Float64[Tensor, "b n n"], problem: _Problem, count: int
+) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
     alpha = problem.variant.alpha
     kernels = set_exponents(totals, count, widen=problem.variant.widen).neg().exp_()
-    own = kernel_entropy(kernels, alpha=alpha)
-    if problem.label_exponent is None:
-        return own, joint_with_labels(kernels, problem.groups, alpha)
-    return own, kernel_entropy(kernels.mul_(problem.label_exponent.neg().exp()), alpha=alpha)
+    own = kernel_entropy(kernels, alpha=alpha, threads=False)
+    if problem.label_kernel is None:
+        return own, joint_with_labels(kernels, problem.groups, alpha, threads=False)
+    return own, kernel_entropy(kernels.mul_(problem.label_kernel), alpha=alpha, threads=False)
 
 
 def _best_candidate(

@@ -21,7 +21,7 @@ from infoprune.information.entropy import (
     saturation_margin,
 )
 from infoprune.information.gram import DEFAULT_MEMORY, filter_distances
-from infoprune.information.spectra import NEAR_ONE, entropy_of_spectrum, kernel_entropy, shannon_entropy
+from infoprune.information.spectra import kernel_entropy
 from infoprune.information.threads import core_count, over_cores
 from infoprune.information.validation import (
     require_choice,
@@ -155,18 +155,13 @@ def _score_on_core(
 ) -> tuple[Float64[Tensor, " c"], Float64[Tensor, " c"], Float64[Tensor, " c"]]:
     """S(T), S(X, T), S(T, Y) of a chunk of filters, in one thread of NumPy."""
     squared, variance, dimension = _distances_on_core(maps)
-    kernels = _kernels(squared, variance, dimension, layer)
-    joint = kernels * layer.input_kernel
-    with_label = joint_with_labels(kernels, layer.groups, layer.alpha)
-    if abs(layer.alpha - 1) < NEAR_ONE:
-        both = [torch.from_numpy(shannon_entropy(k.numpy())) for k in (kernels, joint)]
-    elif layer.alpha == 2:
-        both = [kernel_entropy(k, alpha=2.0) for k in (kernels, joint)]
-    else:
-        n = kernels.shape[-1]
-        spectra = [torch.from_numpy(np.linalg.eigvalsh(k.numpy() / n)) for k in (kernels, joint)]
-        both = [entropy_of_spectrum(s, layer.alpha) for s in spectra]
-    return both[0], both[1], with_label
+    kernels = _exponents(squared, variance, dimension, layer).numpy()
+    # NumPy throughout: torch would start its own threads inside each of ours
+    own = torch.from_numpy(np.exp(np.negative(kernels, out=kernels), out=kernels))
+    with_label = joint_with_labels(own, layer.groups, layer.alpha, threads=False)
+    alone = kernel_entropy(own, alpha=layer.alpha, threads=False)
+    joint = torch.from_numpy(np.multiply(kernels, layer.input_kernel.numpy(), out=kernels))
+    return alone, kernel_entropy(joint, alpha=layer.alpha, threads=False), with_label
 
 
 def _score_on_device(
@@ -174,7 +169,7 @@ def _score_on_device(
 ) -> tuple[Float64[Tensor, " c"], Float64[Tensor, " c"], Float64[Tensor, " c"]]:
     """The same three entropies of a chunk, by torch's batched kernels on the GPU."""
     squared, variance, dimension = filter_distances(maps, memory_limit=memory_limit)
-    kernels = _kernels(squared, variance, dimension, layer)
+    kernels = _exponents(squared, variance, dimension, layer).neg_().exp_()
     own, joint = (kernel_entropy(k, alpha=layer.alpha) for k in (kernels, kernels * layer.input_kernel))
     return own, joint, joint_with_labels(kernels, layer.groups, layer.alpha)
 
@@ -203,7 +198,7 @@ def _distances_on_core(
     return torch.from_numpy(squared), torch.from_numpy(variance * ~dead), d
 
 
-def _kernels(
+def _exponents(
     squared: Float64[Tensor, "c n n"], variance: Float64[Tensor, " c"], dimension: int, layer: _Layer
 ) -> Float64[Tensor, "c n n"]:
     if layer.multiple is not None:
@@ -212,7 +207,7 @@ def _kernels(
         sigma = torch.where(mean > 0, mean, torch.ones_like(mean)) * layer.multiple
     else:
         sigma = kernel_width(squared, rule=layer.rule, dimension=dimension, variance=variance, **layer.options)
-    return squared.div_((-2 * sigma.square())[:, None, None]).exp_()
+    return squared.div_((2 * sigma.square())[:, None, None])
 
 
 def _layer_multiple(maps: Float[Tensor, "n c *space"], labels: Int[Tensor, " n"], memory_limit: int) -> float:

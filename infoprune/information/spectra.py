@@ -17,11 +17,14 @@ _NEGATIVE = -1e-4  # relative to the trace; round-off of float32 kernels stays a
 _LARGE = 512  # from here on one matrix is worth all cores
 
 
-def spectrum(matrices: Float[Tensor, "*batch n n"]) -> Float64[Tensor, "*batch n"]:
+def spectrum(matrices: Float[Tensor, "*batch n n"], *, threads: bool = True) -> Float64[Tensor, "*batch n"]:
     """Eigenvalues in ascending order, in float64 whatever came.
 
-    On CPU the matrices are shared out over the cores, since torch solves a CPU batch one after another.
+    On CPU the matrices are shared out over the cores, since torch solves a CPU batch one after another; ``threads``
+    is False where the caller has shared out the work already.
     """
+    if not matrices.is_cuda and not threads:
+        return torch.from_numpy(np.linalg.eigvalsh(matrices.detach().double().numpy()))
     if matrices.is_cuda or matrices.shape[-1] >= _LARGE or matrices.shape[:-2].numel() < 2 * core_count():
         found: Tensor = torch.linalg.eigvalsh(matrices.double())
         return found
@@ -51,7 +54,9 @@ def entropy_of_spectrum(eigenvalues: Float[Tensor, "*batch n"], alpha: float) ->
     return torch.log2(positive.pow(alpha).sum(-1)) / (1 - alpha)
 
 
-def kernel_entropy(kernels: Float64[Tensor, "b n n"], *, alpha: float = 1.0) -> Float64[Tensor, " b"]:
+def kernel_entropy(
+    kernels: Float64[Tensor, "b n n"], *, alpha: float = 1.0, threads: bool = True
+) -> Float64[Tensor, " b"]:
     """Entropies, in bits, of many unit-diagonal kernel matrices, by the fastest sound route.
 
     α = 1 on CPU: tridiagonal form and a rational approximation, off by less than n·1e-10 bit. α = 2: the mean of
@@ -66,7 +71,9 @@ def kernel_entropy(kernels: Float64[Tensor, "b n n"], *, alpha: float = 1.0) -> 
     if alpha == 2:
         return -torch.log2(kernels.square().mean((-2, -1)))
     if kernels.is_cuda or abs(alpha - 1) >= NEAR_ONE or n >= _LARGE:
-        return entropy_of_spectrum(spectrum(kernels / n), alpha)
+        return entropy_of_spectrum(spectrum(kernels / n, threads=threads), alpha)
+    if not threads:
+        return torch.from_numpy(shannon_entropy(kernels.detach().numpy()))
     # four parts a core even out threads that the system delays
     parts = np.array_split(kernels.detach().numpy(), min(4 * core_count(), max(1, len(kernels))))
     return torch.from_numpy(np.concatenate(over_cores(shannon_entropy, parts)))
