@@ -200,4 +200,4 @@ def _from_torchvision(folder: Path, download: bool, part: Part) -> Split:
             f"torchvision cannot read or fetch CIFAR-10 in '{folder}': {failure}; delete what is incomplete there and "
             "set --set data.download=true where there is a network"
         ) from failure
-    return found.data, np.array(found.targets, dtype=np.uint8)
+    return np.ascontiguousarray(found.data), np.array(found.targets, dtype=np.uint8)
