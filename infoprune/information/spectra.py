@@ -50,7 +50,7 @@ def entropy_of_spectrum(eigenvalues: Float[Tensor, "*batch n"], alpha: float) ->
     positive = eigenvalues.clamp_min(0)
     positive = positive / positive.sum(-1, keepdim=True)
     if abs(alpha - 1) < NEAR_ONE:
-        return -torch.xlogy(positive, positive).sum(-1) / math.log(2)
+        return (0 - torch.xlogy(positive, positive).sum(-1)) / math.log(2)  # 0 − 0 has no sign, −0 has
     return torch.log2(positive.pow(alpha).sum(-1)) / (1 - alpha)
 
 
