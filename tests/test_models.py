@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
+import infoprune.models
+from infoprune.datasets import digits
 from infoprune.errors import RunError, UserError
 from infoprune.models import cifar_resnet
 from infoprune.models import torchvision as torchvision_models
@@ -112,6 +115,16 @@ def test_torchvision_networks_give_logits_of_the_asked_number_even_in_training(n
         logits = model(torch.empty(2, 3, 96, 96))
     assert isinstance(logits, torch.Tensor)
     assert logits.shape == (2, 7)
+
+
+def test_the_shipped_digits_network_is_small_and_right() -> None:
+    file = Path(infoprune.models.__path__[0]).parent / "weights" / "digits_resnet.safetensors"
+    assert file.stat().st_size < 1_500_000
+    model = cifar_resnet.build(depth=14, input_channels=1, shortcut="projection")
+    model.load_state_dict(load_file(file))
+    score = evaluate(model, digits.load().batches("test", batch_size=449))
+    assert score.samples == 449
+    assert score.accuracy >= 0.98
 
 
 def weights_in_the_cache(folder: Path, architecture: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
