@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -197,7 +198,7 @@ def recipes() -> None:
 
 
 def _stage_table(metrics: "dict[str, StageMetrics]") -> Table:
-    table = Table("", "accuracy", "loss", "parameters", "MACs", "file", "latency")
+    table = Table("", "accuracy", "parameters", "MACs", "file", "latency", box=box.SIMPLE)
     first = next(iter(metrics.values()))
     for column in table.columns:
         column.no_wrap = True
@@ -207,11 +208,10 @@ def _stage_table(metrics: "dict[str, StageMetrics]") -> Table:
         table.add_row(
             stage,
             f"{row.accuracy:.2%}",
-            f"{row.loss:.3f}",
             f"{_short(row.parameters)} {row.parameters / first.parameters:.0%}",
             f"{_short(row.macs)} {row.macs / first.macs:.1%}",
             f"{_short(row.bytes)}B",
-            f"{time.median:.2f} ± {time.iqr / 2:.2f} ms",
+            f"{time.median:.3g} ± {time.iqr / 2:.2g} ms",
         )
     time = first.latency_ms
     table.caption = (

@@ -1,0 +1,30 @@
+"""The nouns, in the order in which the flow makes them: views, findings, channel groups, plans, metrics."""
+
+from infoprune.artifacts.channels import ChannelGraph, ChannelGroup, LayerCost, Member, width_of
+from infoprune.artifacts.findings import Analysis, Finding, Flag, Measure
+from infoprune.artifacts.metrics import EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
+from infoprune.artifacts.plans import GroupPlan, Plan
+from infoprune.artifacts.views import BatchView, LayerView, Memo
+
+__all__ = [
+    "Analysis",
+    "BatchView",
+    "ChannelGraph",
+    "ChannelGroup",
+    "EpochRecord",
+    "Finding",
+    "Flag",
+    "GroupPlan",
+    "Latency",
+    "LayerCost",
+    "LayerView",
+    "Measure",
+    "Member",
+    "Memo",
+    "ModelReference",
+    "Plan",
+    "Score",
+    "StageMetrics",
+    "Verification",
+    "width_of",
+]

@@ -1,0 +1,77 @@
+"""What an analysis is, and what it finds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from infoprune.artifacts.views import LayerView
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a layer, or one per filter.
+
+    Attributes:
+        value: a number (`()`) for the layer or one per filter (`filters`), averaged over mini-batches.
+        low: lower end of the 95 % interval over mini-batches, shaped as `value`; `None` with fewer than two batches.
+        high: its upper end.
+        unit: "bits" unless said otherwise.
+    """
+
+    value: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+    unit: str = "bits"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A reason not to conclude from a layer's figures."""
+
+    layer: str
+    kind: Literal["saturated", "undefined"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one analysis knows about a model.
+
+    Attributes:
+        analysis: its name in the recipe.
+        importance: per layer, one score per filter (`filters`); the larger, the more reason to keep the filter.
+        widths: per layer, the recommended number of filters.
+        removable: names of blocks that the analysis would remove.
+        measures: per layer, named figures.
+        flags: what not to trust, and why.
+    """
+
+    analysis: str
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+    removable: tuple[str, ...] = ()
+    measures: Mapping[str, Mapping[str, Measure]] = field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
+
+
+@runtime_checkable
+class Analysis(Protocol):
+    """What a file under `analyses/` defines: the constructor's keyword arguments are its options.
+
+    Attributes:
+        observes: the kinds of module it wants to see.
+        needs_gradients: whether views must carry the loss gradient at the layer's output.
+        needs_labels: whether it can work without labels.
+    """
+
+    observes: tuple[type[nn.Module], ...]
+    needs_gradients: bool
+    needs_labels: bool
+
+    def observe(self, view: LayerView) -> None:
+        """Adds one layer on one batch to running sums."""
+
+    def conclude(self) -> Finding:
+        """Turns the running sums into a finding."""

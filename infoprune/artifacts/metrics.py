@@ -1,0 +1,87 @@
+"""What was measured of a model, and how to build it again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of training: losses in nats per sample, accuracies 0..1; validation is NaN where there is none."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model does on a split: share of correct predictions 0..1, mean cross-entropy in nats, number of samples."""
+
+    accuracy: float
+    loss: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass in milliseconds over repeated runs."""
+
+    median: float
+    iqr: float
+    batch: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest difference between the outputs of the pruned model and of its masked twin.
+
+    Attributes:
+        max_abs_difference: in units of the output.
+        max_rel_difference: relative to the largest absolute output of the masked twin.
+        dtype: the precision in which it was decided.
+    """
+
+    max_abs_difference: float
+    max_rel_difference: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StageMetrics:
+    """One row of the final table.
+
+    Attributes:
+        accuracy: share of correct predictions on the test split, 0..1.
+        loss: mean cross-entropy there, in nats.
+        parameters: number of trainable and frozen parameters, buffers not counted.
+        macs: multiply-accumulates per sample of convolutions and matrix products.
+        bytes: size of the weights file.
+        latency_ms: one forward pass.
+    """
+
+    accuracy: float
+    loss: float
+    parameters: int
+    macs: int
+    bytes: int
+    latency_ms: Latency
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """How to build the unpruned architecture again.
+
+    Attributes:
+        name: a model family of ours, or the user's own `package.module:function`.
+        arguments: keyword arguments for it.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)

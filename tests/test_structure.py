@@ -1,0 +1,102 @@
+"""The house rules that no linter knows: who may import whom, and one door per tool."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "infoprune"
+# Higher rooms import lower ones; rooms on one floor do not import each other.
+FLOORS = {
+    "errors": 0,
+    "modes": 0,
+    "information": 1,
+    "artifacts": 1,
+    "recipe": 1,
+    "registry": 1,
+    "splits": 1,
+    "encoding": 2,
+    "observing": 3,
+    "planning": 3,
+    "pruning": 3,
+    "verifying": 3,
+    "repairing": 3,
+    "training": 3,
+    "profiling": 3,
+    "exporting": 3,
+    "store": 3,
+    "analyses": 3,
+    "models": 3,
+    "datasets": 3,
+    "checkpoint": 4,
+    "reporting": 4,
+    "settings": 4,
+    "workspace": 5,
+    "pipeline": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+# A room of several files: its other files belong to it alone.
+ANNEXES = {"compensating": "repairing", "lockstep": "repairing", "ridge": "repairing", "sensitivity": "planning"}
+DOORS = {
+    "torch_pruning": {"pruning"},
+    "matplotlib": {"reporting"},
+    "jinja2": {"reporting"},
+    "onnx": {"exporting"},
+    "onnxruntime": {"exporting"},
+    "onnxscript": {"exporting"},
+    "safetensors": {"store", "exporting"},
+    "click": {"cli"},
+    "rich": {"cli"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    """The room a file of the package belongs to."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return ANNEXES.get(name, name)
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names of all that a file imports, inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "infoprune":
+            found += [f"infoprune.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the room they come from"
+            found.append(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_downward(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return
+    assert room in FLOORS, f"give '{room}' a floor"
+    for name in imports(path):
+        if name.startswith("infoprune.") and name != "infoprune.__version__":
+            other = room_of(PACKAGE / f"{name.split('.')[1]}.py")
+            assert other == room or FLOORS[other] < FLOORS[room], f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_each_tool_has_one_door(path: Path) -> None:
+    for name in imports(path):
+        tool = name.split(".")[0]
+        assert room_of(path) in DOORS.get(tool, {room_of(path)}), f"{room_of(path)} imports {tool}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_module_bears_its_functions_name(path: Path) -> None:
+    names = [node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if hasattr(node, "name")]
+    assert path.stem not in names or path.stem == "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_file_is_too_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
