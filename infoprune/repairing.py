@@ -1,0 +1,118 @@
+"""Brings accuracy back after pruning without labels and without training."""
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from infoprune.artifacts import ChannelGraph
+from infoprune.compensating import Repair, Scope, check_finite, compensate, first_images
+from infoprune.errors import UserError
+from infoprune.lockstep import NORMS, Batches
+from infoprune.modes import mode_kept
+
+Method = Literal["compensate", "batch_norm", "none"]
+
+
+def repair(
+    pruned: nn.Module,
+    teacher: nn.Module,
+    graph: ChannelGraph,
+    kept: Mapping[str, Sequence[int]],
+    batches: Batches,
+    on_step: Callable[[int, int], None] | None = None,
+    *,
+    method: Method = "compensate",
+    scope: Scope = "all",
+    ridge: float | None = None,
+    cache_mb: int = 2048,
+    inputs_limit: int = 8192,
+) -> Repair:
+    """Repairs a pruned network in place from calibration images without labels.
+
+    Args:
+        pruned: changed in place; module types, names and shapes stay, and so do modes.
+        teacher: the unpruned network; not touched.
+        graph: channel groups of the teacher.
+        kept: kept channels per group, in the teacher's coordinates; groups not named kept all.
+        batches: pairs of images and anything, iterable again and again; the second is not used.
+        on_step: told after each step (a layer, or a batch) the number of steps done and of all (0 where unknown).
+        method: "compensate" refits layers in closed form, "batch_norm" re-estimates the statistics of batch norms,
+            "none" leaves the network as it was cut. Recalibrating after compensating undoes part of it.
+        scope: of "compensate": refit the "consumers" of pruned groups, or "all" layers behind the first of them.
+        ridge: of "compensate": strength relative to the mean variance of a layer's inputs; if not given, chosen by the
+            error on held-out samples.
+        cache_mb: of "compensate": memory for activations kept between layers, in MiB; where they do not fit, batches
+            are run again, which takes longer.
+        inputs_limit: of "compensate": layers with more inputs (channels times kernel size) stay as they are; the
+            normal matrices of k inputs take 24·k² bytes.
+
+    Raises:
+        UserError: for no batches, NaN or infinite activations, options out of range, or networks that do not fit
+            `graph` and `kept`.
+    """
+    if method == "compensate":
+        return compensate(
+            pruned,
+            teacher,
+            graph,
+            kept,
+            batches,
+            on_step,
+            scope=scope,
+            ridge=ridge,
+            cache_mb=cache_mb,
+            inputs_limit=inputs_limit,
+        )
+    if method == "batch_norm":
+        recalibrate(pruned, batches, on_step)
+    elif method != "none":
+        raise UserError(f"method is '{method}'; expected 'compensate', 'batch_norm' or 'none'")
+    return Repair()
+
+
+def recalibrate(model: nn.Module, batches: Batches, on_step: Callable[[int, int], None] | None = None) -> None:
+    """Re-estimates batch norm statistics: plain averages over all batches, everything else in evaluation mode.
+
+    Statistics change all along the network at once, each norm seeing what the others make of the same batch, as in
+    training. Weights, modes and momenta stay as they were.
+
+    Args:
+        model: changed in place; a model without batch norm stays as it is.
+        batches: pairs of images and anything.
+        on_step: told after each batch the number of batches done and of all (0 where they have no length).
+
+    Raises:
+        UserError: for no batches, a batch of one value per channel, or NaN or infinite activations.
+    """
+    norms = [module for module in model.modules() if isinstance(module, NORMS) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    device = first_images(batches, model).device
+    total = len(batches) if isinstance(batches, Sized) else 0
+    with mode_kept(model), torch.no_grad():
+        model.eval()
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's word for a cumulative average
+                norm.train()
+            for done, (images, _) in enumerate(batches, start=1):
+                _forward(model, images.to(device))
+                if on_step is not None:
+                    on_step(done, total)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    for name, module in model.named_modules():
+        if module in norms:
+            check_finite(name, module.running_mean, module.running_var)
+
+
+def _forward(model: nn.Module, images: Tensor) -> None:
+    try:
+        model(images)
+    except ValueError as error:
+        raise UserError(
+            f"batch norm cannot be recalibrated on a batch of shape {tuple(images.shape)}: {error}; use larger batches"
+        ) from error
