@@ -19,7 +19,7 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "one_cycle"]
 Keep = Literal["last", "best"]
 USUAL_RATE = {"sgd": 0.05, "adamw": 0.001}
-# In the order in which `_check_ranges` is called.
+# In the order in which `_in_range` is called.
 RANGES = {
     "epochs": (0, math.inf),
     "learning_rate": (0, math.inf),
@@ -117,9 +117,7 @@ def finetune(
         RunError: where the loss becomes NaN or infinite.
     """
     rate = USUAL_RATE[optimizer] if learning_rate is None else learning_rate
-    _check_ranges(
-        epochs, rate, momentum, weight_decay, warmup, label_smoothing, distillation, temperature, gradient_clip
-    )
+    _in_range(epochs, rate, momentum, weight_decay, warmup, label_smoothing, distillation, temperature, gradient_clip)
     _check_needs(keep, validation, distillation, teacher)
     if epochs == 0:
         return []
@@ -312,7 +310,7 @@ def _check_needs(keep: Keep, validation: Loader | None, distillation: float, tea
         raise UserError(f"distillation = {distillation} imitates a teacher, and there is none; set distillation = 0")
 
 
-def _check_ranges(*values: float) -> None:
+def _in_range(*values: float) -> None:
     for value, (name, (lowest, highest)) in zip(values, RANGES.items(), strict=True):
         if not lowest <= value <= highest:
             raise UserError(f"{name} = {value} is out of range; expected {lowest:g} to {highest:g}")

@@ -330,6 +330,19 @@ def test_random_crops_stay_inside_and_repeat_with_their_seed() -> None:
     assert whole.shape == (32, 3, 64, 64)
 
 
+def test_random_crops_have_the_area_and_the_proportions_asked_for() -> None:
+    ramp = torch.arange(256).expand(256, 256)
+    images = torch.stack([ramp, ramp.T, ramp]).float().expand(400, 3, 256, 256)
+    cut = image_folder.crop_and_mirror(images, generator(), size=32, smallest=0.25)
+    # The outer pixels of a cut are 31/32 of its side apart.
+    width = (cut[:, 0, 0, -1] - cut[:, 0, 0, 0]).abs() / 256 * 32 / 31
+    height = (cut[:, 1, -1, 0] - cut[:, 1, 0, 0]).abs() / 256 * 32 / 31
+    area, ratio = width * height, (width / height)[width * height < 0.5]
+    assert 0.24 < area.min() < 0.3
+    assert 0.73 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.36
+
+
 def test_the_fingerprint_of_folders_changes_with_their_files(tmp_path: Path) -> None:
     write_folders(tmp_path, {"train": 6, "val": 2, "test": 3})
     before = load_small(tmp_path).fingerprint
@@ -353,6 +366,8 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load_small(tmp_path / "few")
     with pytest.raises(UserError, match="size <= resize"):
         load_small(tmp_path / "one", resize=10)
+    with pytest.raises(UserError, match="three numbers"):
+        load_small(tmp_path / "odd", std=[1.0])
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:

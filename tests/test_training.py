@@ -187,16 +187,25 @@ def test_weight_decay_spares_norms_and_biases() -> None:
     torch.testing.assert_close(values["3.weight"], torch.ones(2, 2))
 
 
+def test_every_weight_learns_the_norms_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), nn.LayerNorm((2, 2)), nn.Flatten(), nn.Linear(4, 3))
+    before = state(model)
+    finetune(model, batches(), epochs=1)
+    assert [name for name, tensor in state(model).items() if torch.equal(tensor, before[name])] == []
+
+
 def test_one_step_is_the_textbook_step() -> None:
     model = nn.Linear(4, 3)
     images, labels = blobs(6)
     expected = nn.Linear(4, 3)
     expected.load_state_dict(model.state_dict())
     F.cross_entropy(expected(images), labels, label_smoothing=0.2).backward()
-    plain: dict[str, Any] = {"learning_rate": 0.5, "warmup": 0.0, "weight_decay": 0.0, "momentum": 0.0}
+    plain: dict[str, Any] = {"learning_rate": 0.5, "warmup": 0.0, "weight_decay": 0.0, "momentum": 0.9}
     finetune(model, [(images, labels)], epochs=1, label_smoothing=0.2, **plain)
     with torch.no_grad():
-        torch.testing.assert_close(model.weight, expected.weight - 0.5 * expected.weight.grad)
+        torch.testing.assert_close(
+            model.weight, expected.weight - 0.5 * 1.9 * expected.weight.grad
+        )  # Nesterov: 1 + momentum
 
 
 def test_clipping_limits_the_length_of_a_step() -> None:

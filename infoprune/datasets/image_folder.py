@@ -60,6 +60,9 @@ def load(
             f"image_folder got size {size}, resize {side}, smallest_crop {smallest_crop}, validation_share "
             f"{validation_share}; expected 1 <= size <= resize and shares above 0, validation_share below 1"
         )
+    mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError(f"got mean {mean} and std {std}; expected three numbers each, std above 0")
     folders = _folders(Path(root))
     splits: dict[str, Any] = {name: _read(folder, side) for name, folder in folders.items()}
     _check_classes(splits, folders)
@@ -68,14 +71,13 @@ def load(
         splits["test"] = splits.get("test", splits.get("validation"))
         splits["train"], splits["validation"] = _set_aside(splits["train"], validation_share, seed)
         note = f" (test split: {(folders.get('test') or folders['validation']).name}/, validation: out of train/)"
-    normal = partial(_normal, size=size, mean=list(mean or IMAGENET_MEAN), std=list(std or IMAGENET_STD))
     return Data(
         name=f"{Path(root).resolve().name}{note}",
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
         classes=classes,
-        prepare=normal,
+        prepare=partial(_normal, size=size, mean=mean, std=std),
         fingerprint=_fingerprint(Path(root), folders, f"{side} {validation_share} {seed}"),
         augment=partial(crop_and_mirror, size=size, smallest=smallest_crop) if augment else None,
         workers=workers,
