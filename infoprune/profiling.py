@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infoprune.artifacts import Latency
 from infoprune.errors import UserError
+from infoprune.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     _check(example)
     counter = FlopCounterMode(display=False)
     # no_grad, not inference_mode: there a linear layer arrives as one operator which the counter has no formula for.
-    with _evaluating(model), torch.no_grad(), counter:
+    with evaluating(model), torch.no_grad(), counter:
         model(_on_the_models_device(model, example[:1]))
     return int(counter.get_total_flops()) // 2
 
@@ -115,7 +116,7 @@ def measure_latency(model: nn.Module, example: Tensor, *, repeats: int = 50, war
     _at_least(1, repeats=repeats)
     _at_least(0, warmup=warmup)
     example = _on_the_models_device(model, example)
-    with _evaluating(model), torch.no_grad(), _flushing_denormals():
+    with evaluating(model), torch.no_grad(), _flushing_denormals():
         milliseconds = [_time(model, example) for _ in range(warmup + repeats)][warmup:]
     low, median, high = _quartiles(milliseconds)
     return Latency(
@@ -150,18 +151,6 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def _name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module has its own mode again, which need not be the same for all."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
