@@ -1,0 +1,182 @@
+"""Numbers and sentences of the report."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from infoprune.artifacts import Plan, StageMetrics, Verification
+
+STAGES = {"base": "Base", "pruned": "Pruned", "repaired": "Repaired", "finetuned": "Fine-tuned"}
+
+FLAG_MEANINGS = {
+    "saturated": "The estimate is at the ceiling that the batch size sets: every sample looks unlike every other, so "
+    "the figures no longer tell filters or layers apart. Larger batches or a wider kernel lift the ceiling.",
+    "undefined": "The figure does not exist here, as for a filter that never changes. Such scores decide nothing.",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one stage: as text, its change from the base, and how that is to be read ("good", "bad" or "")."""
+
+    text: str
+    change: str = ""
+    tone: str = ""
+
+
+def short(number: float) -> str:
+    """A count with three significant digits.
+
+    >>> short(999), short(13_140_000), short(4.09e9)
+    ('999', '13.1 M', '4.09 G')
+    """
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor * 0.9995:
+            return f"{_three(number / factor)} {unit}"
+    return f"{number:g}"
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units.
+
+    >>> size(512), size(1_234_567)
+    ('512 B', '1.23 MB')
+    """
+    text = short(number)
+    return f"{text}B" if " " in text else f"{text} B"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share 0..1 as a percentage.
+
+    >>> percent(0.5004)
+    '50.0 %'
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
+def milliseconds(number: float) -> str:
+    """A time with three significant digits.
+
+    >>> milliseconds(0.1234), milliseconds(12.34)
+    ('0.123 ms', '12.3 ms')
+    """
+    return f"{number:.3f} ms" if number < 1 else f"{_three(number)} ms"
+
+
+def _three(number: float) -> str:
+    digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{digits}f}"
+
+
+def signed(number: float, digits: int) -> str:
+    """A difference with its sign; a typographic minus, and no sign at zero.
+
+    >>> signed(-1.25, 1), signed(0.5, 1), signed(-0.01, 1)
+    ('−1.2', '+0.5', '±0.0')
+    """
+    text = f"{abs(number):.{digits}f}"
+    return ("±" if float(text) == 0 else "−" if number < 0 else "+") + text
+
+
+def stage_rows(metrics: Mapping[str, StageMetrics]) -> list[tuple[str, str, list[Cell]]]:
+    """Rows of the stage table: a name, how it is measured, and one cell per stage in the order of `STAGES`."""
+    if not metrics:
+        return []
+    any_stage = next(iter(metrics.values()))
+    latency = any_stage.latency_ms
+    threads = f", {latency.threads} thread{'s' * (latency.threads != 1)}" if latency.device == "cpu" else ""
+    machine = f"median (spread of the middle half), batch {latency.batch}, {latency.device}{threads}"
+    return [
+        ("Accuracy", "share of correct predictions, test split", _cells(metrics, _accuracy)),
+        ("Loss", "mean cross-entropy in nats, test split", _cells(metrics, _loss)),
+        ("MACs", "multiply-accumulates per sample", _cells(metrics, lambda row: (row.macs, short(row.macs)))),
+        ("Parameters", "without buffers", _cells(metrics, lambda row: (row.parameters, short(row.parameters)))),
+        ("File", "weights on disk", _cells(metrics, lambda row: (row.bytes, size(row.bytes)))),
+        ("Latency", machine, _cells(metrics, _latency)),
+    ]
+
+
+Figure = Callable[[StageMetrics], tuple[float, str]]
+
+
+def _accuracy(row: StageMetrics) -> tuple[float, str]:
+    return row.accuracy, percent(row.accuracy, 2)
+
+
+def _loss(row: StageMetrics) -> tuple[float, str]:
+    return row.loss, f"{row.loss:.4f}"
+
+
+def _latency(row: StageMetrics) -> tuple[float, str]:
+    return row.latency_ms.median, f"{milliseconds(row.latency_ms.median)} ({row.latency_ms.iqr:.2g})"
+
+
+def _cells(metrics: Mapping[str, StageMetrics], figure: Figure) -> list[Cell]:
+    """One row: accuracies change in points, all else relative to the base."""
+    cells = []
+    base = figure(metrics["base"])[0] if "base" in metrics else None
+    for stage in STAGES:
+        if stage not in metrics:
+            continue
+        value, text = figure(metrics[stage])
+        if stage == "base" or base is None:
+            cells.append(Cell(text))
+        elif figure is _accuracy:
+            points = 100 * (value - base)
+            cells.append(Cell(text, f"{signed(points, 2)} pt", "bad" if points < -1 else "good" if points >= 0 else ""))
+        else:
+            change = value / base - 1 if base else 0.0
+            cells.append(
+                Cell(text, f"{signed(100 * change, 1)} %", "good" if change < -0.0005 and figure is not _loss else "")
+            )
+    return cells
+
+
+def decision(plan: Plan, metrics: Mapping[str, StageMetrics], verification: Verification | None) -> list[str]:
+    """The paragraph that the page opens with, one sentence each."""
+    cut = [group for group in plan.groups if group.width_after < group.width_before]
+    before = sum(group.width_before for group in plan.groups)
+    removed = sum(group.width_before - group.width_after for group in cut)
+    if not cut:
+        sentences = ["Nothing was removed: every channel group keeps its width."]
+    else:
+        saved = 1 - plan.macs_after / plan.macs_before
+        sentences = [
+            f"{removed:,} of {before:,} channels go, from {len(cut)} of {len(plan.groups) + len(plan.refused)} "
+            f"channel groups, and with them {percent(saved)} of the multiply-accumulates "
+            f"({short(plan.macs_before)} to {short(plan.macs_after)} per sample)."
+        ]
+    sentences += _outcome(metrics)
+    if verification is not None:
+        sentences.append(
+            "The pruned network puts out what the original does with the same channels zeroed, to within "
+            f"{verification.max_rel_difference:.1e} of the largest output ({verification.dtype})."
+        )
+    if plan.refused:
+        sentences.append(
+            "One channel group could not be cut."
+            if len(plan.refused) == 1
+            else f"{len(plan.refused)} channel groups could not be cut."
+        )
+    return sentences
+
+
+def _outcome(metrics: Mapping[str, StageMetrics]) -> list[str]:
+    """What became of accuracy and latency, at the last stage measured."""
+    last = [stage for stage in STAGES if stage in metrics and stage != "base"]
+    if "base" not in metrics or not last:
+        return []
+    base, end = metrics["base"], metrics[last[-1]]
+    points = 100 * (end.accuracy - base.accuracy)
+    against = (
+        "as before"
+        if round(points, 2) == 0
+        else f"{abs(points):.2f} points {'under' if points < 0 else 'over'} the base"
+    )
+    speed = base.latency_ms.median / end.latency_ms.median if end.latency_ms.median else 1.0
+    pace = f"{speed:.2f} times as fast" if speed >= 1 else f"slower by {percent(1 / speed - 1, 0)}"
+    return [
+        f"{STAGES[last[-1]]}, it has {percent(end.accuracy, 2)} of the test split right, {against} "
+        f"({percent(base.accuracy, 2)}); one forward pass is {pace}, and the file takes {size(end.bytes)} "
+        f"in place of {size(base.bytes)}."
+    ]
