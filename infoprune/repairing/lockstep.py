@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from infoprune.ridge import Call, Capture
+from infoprune.repairing.ridge import Call, Capture
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Values = dict[fx.Node, Any]
@@ -83,12 +83,12 @@ class Walker:
 
 
 def find_sites(
-    walker: Walker, model: nn.Module, layers: Collection[str], shapes: Sequence[torch.Size | None]
+    walker: Walker, model: nn.Module, layers: Collection[str], shapes: Sequence[torch.Size | None] | None
 ) -> list[Site]:
     """A site for each of `layers` that is called exactly once, in the order of the forward pass.
 
     Where several layers end in the same sum, the last one takes in the error of all: the others aim at their own
-    output, since what the later ones will contribute is not known yet.
+    output, since what the later ones will contribute is not known yet. Without `shapes` all do.
     """
     sites: list[Site] = []
     for position, node in enumerate(walker.nodes):
@@ -101,7 +101,7 @@ def find_sites(
             if isinstance(module, NORMS) and module.affine and module.track_running_stats:
                 tip, norm = user, str(user.target)
         site = Site(str(node.target), position, walker.positions[tip], norm)
-        sites.append(_with_sum(walker, model, site, tip, shapes))
+        sites.append(site if shapes is None else _with_sum(walker, model, site, tip, shapes))
     last = {site.stop: site for site in sites if site.other is not None}
     return [
         replace(site, stop=_own(walker, site), other=None)
@@ -180,7 +180,7 @@ class Lockstep:
             self.teacher.run(teacher, images, self.start, site.call)
             self.pruned.run(pruned, images, self.start, site.call)
             if fresh is not None:
-                fresh.append((_copied(teacher), _copied(pruned)))
+                fresh.append((copied(teacher), copied(pruned)))
                 size += sum(
                     _size(value) for values in fresh[-1] for node, value in values.items() if node.op != "get_attr"
                 )
@@ -203,7 +203,7 @@ class Lockstep:
                 yield {}, {}, images.to(self.device)
         else:
             for teacher, pruned in self.saved:
-                yield _copied(teacher), _copied(pruned), None
+                yield copied(teacher), copied(pruned), None
 
 
 class _Enough(Exception):
@@ -258,7 +258,7 @@ class Hooked:
         return found[0]
 
 
-def _copied(values: Values) -> Values:
+def copied(values: Values) -> Values:
     """A copy that later in-place operations do not reach; parameters stay themselves."""
     return {node: value if node.op == "get_attr" else _cloned(value) for node, value in values.items()}
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.artifacts import ChannelGraph
-from infoprune.compensating import Repair, Scope, check_finite, compensate, first_images
 from infoprune.errors import UserError
-from infoprune.lockstep import NORMS, Batches
 from infoprune.modes import mode_kept
+from infoprune.repairing.compensating import POSITIONS, Repair, Scope, check_finite, compensate, first_images
+from infoprune.repairing.lockstep import NORMS, Batches
 
 Method = Literal["compensate", "batch_norm", "none"]
 
@@ -26,6 +26,7 @@ def repair(
     method: Method = "compensate",
     scope: Scope = "all",
     ridge: float | None = None,
+    positions: int = POSITIONS,
     cache_mb: int = 2048,
     inputs_limit: int = 8192,
 ) -> Repair:
@@ -43,6 +44,7 @@ def repair(
         scope: of "compensate": refit the "consumers" of pruned groups, or "all" layers behind the first of them.
         ridge: of "compensate": strength relative to the mean variance of a layer's inputs; if not given, chosen by the
             error on held-out samples.
+        positions: of "compensate": rows taken from each image's map of a layer, drawn at random; 0 for all.
         cache_mb: of "compensate": memory for activations kept between layers, in MiB; where they do not fit, batches
             are run again, which takes longer.
         inputs_limit: of "compensate": layers with more inputs (channels times kernel size) stay as they are; the
@@ -62,6 +64,7 @@ def repair(
             on_step,
             scope=scope,
             ridge=ridge,
+            positions=positions,
             cache_mb=cache_mb,
             inputs_limit=inputs_limit,
         )

@@ -1,7 +1,7 @@
 """What a layer reads as rows of numbers, and its refit by ridge regression from running sums over them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,17 +57,28 @@ class Capture(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def rows(call: Call, target: Tensor, weight: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few samples at a time: inputs `groups x inputs x samples x positions` and targets alike."""
+def rows(
+    call: Call, target: Tensor, weight: Tensor, groups: int, positions: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few samples at a time: inputs `groups x inputs x samples x positions` and targets alike.
+
+    Neighbouring positions of one image say much the same, so at most `positions` of each, drawn at random, are used;
+    the products of the rows are what refitting takes most of its time for.
+    """
     x = call.x
     if call.function == "linear":  # Rows are along all axes but the last.
         x, target = (values.reshape(len(values), -1, values.shape[-1]).transpose(1, 2) for values in (x, target))
-    per_sample = weight[0].numel() * groups * target[0, 0].numel() * 8
-    step = max(1, CHUNK_BYTES // per_sample)
+    target = target.flatten(2)
+    step = max(1, CHUNK_BYTES // (weight[0].numel() * groups * target[0, 0].numel() * 8))
     for start in range(0, len(x), step):
-        some = x[start : start + step]
+        some, wanted = x[start : start + step], target[start : start + step]
         read = some if call.function == "linear" else _unfold(some, weight, call.options)
-        yield _grouped(read, groups), _grouped(target[start : start + step].flatten(2), groups)
+        if 0 < positions < read.shape[2]:
+            # Drawn on the CPU, so that every device draws the same.
+            drawn = torch.rand(len(read), read.shape[2], generator=generator).topk(positions).indices.unsqueeze(1)
+            drawn = drawn.to(read.device)
+            read, wanted = (values.gather(2, drawn.expand(-1, values.shape[1], -1)) for values in (read, wanted))
+        yield _grouped(read, groups), _grouped(wanted, groups)
 
 
 def _grouped(values: Tensor, groups: int) -> Tensor:
@@ -131,6 +142,14 @@ class Moments:
             setattr(total, name, value + getattr(other, name))
         return total
 
+    def subset(self, columns: Tensor) -> "Moments":
+        """The same sums for some of the inputs."""
+        some = Moments(0, 0, 0)
+        some.count, some.y, some.yy = self.count, self.y, self.yy
+        some.x, some.xy = self.x[:, columns], self.xy[:, columns]
+        some.xx = self.xx[:, columns][:, :, columns]
+        return some
+
     def centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
         """Mean of x xᵀ and of x yᵀ, about their means where the fit has an intercept."""
         n = max(self.count, 1)
@@ -167,6 +186,12 @@ class Fit:
     strength: float
     error_before: float
     error_after: float
+
+    def spread(self, columns: Tensor, inputs: int) -> "Fit":
+        """The same map with zeros for inputs that it does not have."""
+        weight = self.weight.new_zeros(*self.weight.shape[:2], inputs)
+        weight[:, :, columns] = self.weight
+        return replace(self, weight=weight)
 
 
 def fit(

@@ -1,0 +1,166 @@
+"""What each channel group costs when it alone is cut to each of several widths and repaired."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infoprune.artifacts import ChannelGraph, ChannelGroup
+from infoprune.errors import UserError
+from infoprune.modes import evaluating
+from infoprune.repairing.compensating import LAYERS, POSITIONS, absorb, as_map, first_images, gather
+from infoprune.repairing.lockstep import Batches, Site, Values, Walker, copied, find_sites
+from infoprune.repairing.ridge import Capture, Moments, fit
+
+SHARES = (0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1)
+Table = dict[str, dict[int, float]]
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor],
+    batches: Batches,
+    on_step: Callable[[int, int], None] | None = None,
+    *,
+    shares: Sequence[float] = SHARES,
+    positions: int = POSITIONS,
+) -> Table:
+    """Loss of each group at each of several widths: it alone is cut, and its consumers are refitted in closed form.
+
+    The sums for the refit are gathered once per consumer, on the intact network, and serve every width: a cut takes
+    their rows and columns away. The loss is the divergence from the intact network's predictions, so no labels are
+    needed. Time: about half a forward pass per group and width.
+
+    Args:
+        model: the unpruned network; not touched.
+        graph: its channel groups.
+        scores: per group one score per channel, the larger, the longer it is kept; groups without one are not measured.
+        batches: pairs of images and anything; kept in memory as activations, so a few hundred images.
+        on_step: told after each group the number of groups done and of all.
+        shares: widths to try, as shares of a group's own, above 0 and below 1.
+        positions: rows taken from each image's map of a layer; 0 for all.
+
+    Returns:
+        Per group, width -> mean Kullback-Leibler divergence KL(intact ‖ cut) in nats per image; the full width is 0.
+
+    Raises:
+        UserError: for a model that torch.fx cannot trace, no batches, or shares out of range.
+    """
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise UserError(f"shares are {list(shares)}; expected numbers above 0 and below 1")
+    probe = _Probe(copy.deepcopy(model), batches)
+    groups = [group for group in graph.groups if group.name in scores and not group.refusal]
+    table: Table = {}
+    with evaluating(probe.model), torch.no_grad():
+        for done, group in enumerate(sorted(groups, key=probe.first_call), start=1):
+            table[group.name] = {group.width: 0.0, **probe.measure(group, scores[group.name], shares, positions)}
+            if on_step is not None:
+                on_step(done, len(groups))
+    return {group.name: table[group.name] for group in groups}
+
+
+class _Probe:
+    """A copy of the model, cut and mended again and again, with its activations at the last group's first consumer."""
+
+    def __init__(self, model: nn.Module, batches: Batches) -> None:
+        self.model = model
+        images = first_images(batches, model)
+        with evaluating(model), torch.no_grad():
+            try:
+                self.walker = Walker(model)
+                self.walker.shapes(images[:1])
+            except Exception as error:  # Tracing and replaying fail in as many ways as there are models.
+                raise UserError(
+                    f"torch.fx cannot trace the model: {type(error).__name__}: {error}; allocate widths in another way"
+                ) from error
+            layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+            # On the intact network the shortcut has no error, so each layer's own response is the target.
+            self.sites = {site.layer: site for site in find_sites(self.walker, model, layers, None)}
+            self.start, self.saved = 1, [{self.walker.nodes[0]: given.to(images.device)} for given, _ in batches]
+            self.expected = [self._predict(values) for values in self.saved]
+
+    def first_call(self, group: ChannelGroup) -> int:
+        """Position in the graph of the first layer that reads the group."""
+        return min((self.sites[name].call for name in self._consumers(group) if name in self.sites), default=0)
+
+    def measure(self, group: ChannelGroup, score: Tensor, shares: Sequence[float], positions: int) -> dict[int, float]:
+        """Divergence at each width."""
+        self._advance(self.first_call(group))
+        sums = {name: self._sums(self.sites[name], positions) for name in self._consumers(group) if name in self.sites}
+        state = {name: copy.deepcopy(self.model.get_submodule(name).state_dict()) for name in self._touched(group)}
+        ranked = score.argsort(descending=True, stable=True).tolist()
+        losses: dict[int, float] = {}
+        for width in sorted({max(1, math.ceil(share * group.width)) for share in shares} - {group.width}):
+            for name, inputs in self._consumers(group).items():
+                read = [index for channel in sorted(ranked[:width]) for index in inputs[channel]]
+                self._refit(name, read, sums.get(name))
+            losses[width] = self._divergence()
+            for name, kept in state.items():
+                self.model.get_submodule(name).load_state_dict(kept)
+        return losses
+
+    def _consumers(self, group: ChannelGroup) -> dict[str, tuple[tuple[int, ...], ...]]:
+        return {member.layer: member.channels for member in group.members if member.side == "in"}
+
+    def _touched(self, group: ChannelGroup) -> list[str]:
+        names = list(self._consumers(group))
+        return names + [site.norm for name in names if (site := self.sites.get(name)) is not None and site.norm]
+
+    def _advance(self, position: int) -> None:
+        if position > self.start:
+            for values in self.saved:
+                self.walker.run(values, None, self.start, position)
+            self.start = position
+
+    def _sums(self, site: Site, positions: int) -> Moments | None:
+        module: Any = self.model.get_submodule(site.layer)
+
+        def visits() -> Any:
+            for values in self.saved:
+                values = copied(values)
+                self.walker.run(values, None, self.start, site.call)
+                with Capture(module.weight) as capture:
+                    self.walker.run(values, None, site.call, site.stop + 1)
+                yield (capture.calls or [None])[0], values[self.walker.nodes[site.stop]], None
+
+        if getattr(module, "groups", 1) != 1:
+            return None
+        both = gather(visits(), site.layer, module, range(len(module.weight)), positions)
+        return None if both is None else both[0] + both[1]
+
+    def _refit(self, name: str, read: Sequence[int], sums: Moments | None) -> None:
+        """Makes one consumer deaf to all inputs but `read`, and refits it to those."""
+        module: Any = self.model.get_submodule(name)
+        if sums is None:  # Not refittable here: a grouped convolution, or one that is called twice.
+            per_part = module.weight.shape[1]
+            for part, filters in enumerate(module.weight.split(len(module.weight) // getattr(module, "groups", 1))):
+                filters[:, sorted(set(range(per_part)) - {i - part * per_part for i in read})] = 0
+            return
+        norm: Any = self.model.get_submodule(self.sites[name].norm) if self.sites[name].norm else None
+        kernel = module.weight[0, 0].numel()
+        columns = torch.tensor([i * kernel + k for i in read for k in range(kernel)], device=module.weight.device)
+        weight, bias = as_map(module, norm)
+        none = Moments(1, len(columns), weight.shape[1], module.weight.device)
+        intercept = norm is not None or module.bias is not None
+        result = fit(sums.subset(columns), none, weight[:, :, columns], bias, intercept=intercept)
+        absorb(module, norm, result.spread(columns, weight.shape[2]), sums)
+
+    def _predict(self, values: Values) -> Tensor:
+        values = copied(values)
+        self.walker.run(values, None, self.start, len(self.walker.nodes))
+        logits = values[self.walker.nodes[-1]]
+        if not isinstance(logits, Tensor):
+            raise UserError("sensitivity needs a classifier that puts out logits, samples x classes")
+        return logits.double().log_softmax(1)
+
+    def _divergence(self) -> float:
+        total = sum(
+            float(F.kl_div(self._predict(values), expected, reduction="sum", log_target=True))
+            for values, expected in zip(self.saved, self.expected, strict=True)
+        )
+        return total / sum(len(expected) for expected in self.expected)
