@@ -211,7 +211,7 @@ def _stage_table(metrics: "dict[str, StageMetrics]") -> Table:
             f"{_short(row.parameters)} {row.parameters / first.parameters:.0%}",
             f"{_short(row.macs)} {row.macs / first.macs:.1%}",
             f"{_short(row.bytes)}B",
-            f"{time.median:.3g} ± {time.iqr / 2:.2g} ms",
+            f"{time.median:.2f} ± {time.iqr / 2:.2f} ms",
         )
     time = first.latency_ms
     table.caption = (

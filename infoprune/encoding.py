@@ -19,7 +19,8 @@ def to_json(value: Any) -> Any:
     >>> to_json(Measure(torch.tensor([1.5, math.nan])))
     {'value': [1.5, None], 'low': None, 'high': None, 'unit': 'bits'}
     """
-    return msgspec.to_builtins(value, enc_hook=_encode)
+    # By way of the text, so that what is written equals what will be read: lists for tuples, null for NaN.
+    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=_encode))
 
 
 def from_json(value: Any, kind: type[Noun], source: str) -> Noun:
@@ -41,14 +42,8 @@ def from_json(value: Any, kind: type[Noun], source: str) -> Noun:
 
 def _encode(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _finite(value.detach().cpu().tolist())
+        return value.detach().cpu().tolist()
     raise NotImplementedError(f"cannot write a {type(value).__name__} as JSON")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _decode(kind: type, value: Any) -> Any:

@@ -152,9 +152,11 @@ def _member_problem(member: Member, module: nn.Module) -> str:
         return f"its channels are padded, sliced or shared unevenly on the way to '{member.layer}'"
     if min(indices) < 0 or max(indices) >= width:
         return f"its channels are padded or repeated on the way to '{member.layer}', which has {width}"
-    if member.side == "out" and isinstance(module, PRODUCERS) and len(set(indices)) != width:
-        return f"it meets only part of the filters of '{member.layer}': channels are padded, sliced or split in between"
     groups = getattr(module, "groups", 1)
+    # Each filter of a depthwise layer goes its own way, so several groups may share it, as behind a concatenation.
+    whole = member.side == "in" or not isinstance(module, PRODUCERS) or groups == width > 1
+    if not whole and len(set(indices)) != width:
+        return f"it meets only part of the filters of '{member.layer}': channels are padded, sliced or split in between"
     if groups > 1 and groups == _input_width(module) != width_of(module):
         return f"'{member.layer}' is a depthwise convolution with several filters per channel"
     if groups > 1 and counts != {1}:

@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 
@@ -28,11 +28,11 @@ def require_choice(name: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
-def require_positive(name: str, value: float) -> float:
+def require_positive(name: str, value: float | int) -> float:
     """Returns ``value`` if it is positive and finite, or raises ValueError."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} = {value}: expected a positive finite number; give one.")
-    return value
+    return float(value)
 
 
 def require_samples(n: int, *, least: int = 2) -> int:
@@ -54,7 +54,7 @@ def require_finite(finite: bool | Bool[Tensor, ""], what: str) -> None:
         )
 
 
-def require_labels(labels: Int[Tensor, " n"], n: int) -> Int[Tensor, " n"]:
+def require_labels(labels: Tensor, n: int) -> Tensor:
     """Returns the labels, or raises ValueError unless there is one integer label for each of ``n`` samples."""
     if labels.ndim != 1 or labels.shape[0] != n:
         raise ValueError(

@@ -1,0 +1,125 @@
+"""The one pass that feeds all analyses."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from infoprune.artifacts import Finding, LayerView
+from infoprune.errors import UserError
+from infoprune.observing import analyze
+
+
+class Recorder:
+    """Keeps what it is shown, so that tests can look at it."""
+
+    observes = (nn.Conv2d,)
+    needs_labels = False
+
+    def __init__(self, needs_gradients: bool = False) -> None:
+        self.needs_gradients = needs_gradients
+        self.views: list[LayerView] = []
+
+    def observe(self, view: LayerView) -> None:
+        self.views.append(view)
+
+    def conclude(self) -> Finding:
+        return Finding("recorder")
+
+
+@pytest.fixture
+def batches(images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    labels = torch.arange(8) % 3
+    return [(images[:8], labels), (images[8:], labels)]
+
+
+def test_every_layer_on_every_batch(chain: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    recorder, done = Recorder(), []
+    analyze(chain, batches, [recorder], done.append)
+    assert [view.layer for view in recorder.views] == ["first", "second", "third"] * 2
+    assert [view.batch.index for view in recorder.views] == [0, 0, 0, 1, 1, 1]
+    assert done == [1, 2]
+    torch.testing.assert_close(recorder.views[0].activations, chain.first(batches[0][0]))
+    assert recorder.views[0].gradients is None
+    assert not recorder.views[0].activations.requires_grad
+
+
+def test_chosen_layers_only(chain: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    recorder = Recorder()
+    analyze(chain, batches[:1], [recorder], layers=["second", "head"])
+    assert [view.layer for view in recorder.views] == ["second"]
+    with pytest.raises(UserError, match="no layer 'secnd'; did you mean 'second'"):
+        analyze(chain, batches, [recorder], layers=["secnd"])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_are_those_of_the_loss(chain: nn.Module, batches: list[tuple[Tensor, Tensor]], frozen: bool) -> None:
+    chain.requires_grad_(not frozen)
+    recorder = Recorder(needs_gradients=True)
+    analyze(chain, batches[:1], [recorder])
+    views = {view.layer: view for view in recorder.views}
+    assert set(views) == {"first", "second", "third"}
+    maps = views["third"].activations.clone().requires_grad_()
+    pooled = nn.functional.adaptive_avg_pool2d(torch.relu(maps), 2)
+    loss = nn.functional.cross_entropy(chain.head(pooled.flatten(1)), batches[0][1])
+    torch.testing.assert_close(views["third"].gradients, torch.autograd.grad(loss, maps)[0])
+    assert all(parameter.grad is None for parameter in chain.parameters())
+
+
+def test_in_place_activations_do_not_reach_back() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 9, 2))
+    recorder = Recorder(needs_gradients=True)
+    analyze(model, [(torch.randn(5, 1, 3, 3), torch.zeros(5, dtype=torch.long))], [recorder])
+    assert recorder.views[0].activations.min() < 0
+
+
+class Breaks(Recorder):
+    def observe(self, view: LayerView) -> None:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_nothing_is_left_behind_even_on_error(
+    chain: nn.Module, batches: list[tuple[Tensor, Tensor]], gradients: bool
+) -> None:
+    chain.train()
+    chain.first_norm.eval()
+    before = copy.deepcopy(chain.state_dict())
+    for analysis in (Recorder(gradients), Breaks(gradients)):
+        try:
+            analyze(chain, batches, [analysis])
+        except RuntimeError as error:
+            assert str(error) == "no"
+        assert chain.training
+        assert not chain.first_norm.training
+        assert all(not module._forward_hooks for module in chain.modules())
+        assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())
+
+
+def test_nan_weights_are_named(chain: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        chain.second.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="layer 'second' put out NaN or infinity on calibration batch 0"):
+        analyze(chain, batches, [Recorder()])
+
+
+def test_labels_out_of_range(chain: nn.Module, images: Tensor) -> None:
+    with pytest.raises(UserError, match="labels run from 0 to 3, but the model has 3 outputs"):
+        analyze(chain, [(images[:4], torch.arange(4))], [Recorder(needs_gradients=True)])
+
+
+def test_no_batches(chain: nn.Module) -> None:
+    with pytest.raises(UserError, match="no calibration batches came"):
+        analyze(chain, [], [Recorder()])
+
+
+def test_shared_work_is_done_once(chain: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    calls = []
+
+    class Asks(Recorder):
+        def observe(self, view: LayerView) -> None:
+            view.batch.once("input", lambda: calls.append(view.batch.index))
+
+    analyze(chain, batches, [Asks(), Asks()])
+    assert calls == [0, 1]
