@@ -173,7 +173,7 @@ def main() -> None:
         "|---|---|---|",
         f"| forward pass | {forward[0]:.1f} | {forward[1]:.1f} |",
         f"| scoring all filters, I(X;T) and I(T;Y) | {scoring[0]:.1f} | {scoring[1]:.1f} |",
-        f"| plain loop, all threads ({options.sample} filters a layer, scaled to all) | {plain[0]:.1f} | {plain[1]:.1f} |",
+        f"| plain loop, all threads ({options.sample} filters a layer, scaled up) | {plain[0]:.1f} | {plain[1]:.1f} |",
         f"| plain loop, one thread | {single[0]:.1f} | {single[1]:.1f} |",
         f"| **scoring / forward** | **{scoring[0] / forward[0]:.2f}** | {scoring[1] / forward[1]:.2f} |",
         f"| plain, all threads / scoring | {plain[0] / scoring[0]:.1f} | {plain[1] / scoring[1]:.1f} |",

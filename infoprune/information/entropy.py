@@ -183,7 +183,7 @@ def saturation_margin(entropy: Float[Tensor, "*batch"], samples: int) -> Float[T
     return math.log2(samples) - entropy
 
 
-def class_groups(labels: Int[Tensor, " n"]) -> list[Int[Tensor, "classes size"]]:
+def class_groups(labels: Int[Tensor, " n"]) -> list[Int[Tensor, "_ _"]]:
     """Sample indices of each class, classes of equal size stacked, so that each size is one batched problem."""
     _, classes, counts = np.unique(labels.cpu().numpy(), return_inverse=True, return_counts=True)
     members = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
@@ -193,7 +193,7 @@ def class_groups(labels: Int[Tensor, " n"]) -> list[Int[Tensor, "classes size"]]
 
 def joint_with_labels(
     kernels: Float64[Tensor, "*batch n n"],
-    groups: list[Int[Tensor, "classes size"]],
+    groups: list[Int[Tensor, "_ _"]],
     alpha: float,
     *,
     threads: bool = True,

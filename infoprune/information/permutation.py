@@ -46,7 +46,7 @@ class _Problem(NamedTuple):
     exponents: Float64[Tensor, "c n n"]
     label_kernel: Float64[Tensor, "n n"] | None
     """The paper's RBF on one-hot labels; None for the delta kernel, whose joints are block diagonal."""
-    groups: list[Int[Tensor, "classes size"]]
+    groups: list[Int[Tensor, "_ _"]]
     variant: Variant
     step: int
 
@@ -124,7 +124,7 @@ def cmi_permutation(
 
 
 def _problem(
-    exponents: Float64[Tensor, "c n n"], labels: Int[Tensor, " k"], variant: str | Variant, memory_limit: int
+    exponents: Float64[Tensor, "c n n"], labels: Tensor, variant: str | Variant, memory_limit: int
 ) -> _Problem:
     if isinstance(variant, str):
         variant = VARIANTS[require_choice("CMI-permutation variant", variant, VARIANTS)]

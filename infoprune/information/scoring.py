@@ -54,7 +54,7 @@ class _Layer(NamedTuple):
     """What all filters of a layer share."""
 
     input_kernel: Float64[Tensor, "n n"]
-    groups: list[Int[Tensor, "classes size"]]
+    groups: list[Int[Tensor, "_ _"]]
     alpha: float
     rule: str
     options: dict[str, Any]
@@ -120,7 +120,7 @@ def filter_information(
 def _prepared(
     maps: Float[Tensor, "n c *space"],
     input_gram: Float[Tensor, "m m"],
-    labels: Int[Tensor, " k"],
+    labels: Tensor,
     alpha: float,
     rule: str,
     options: dict[str, Any],

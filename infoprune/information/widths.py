@@ -89,7 +89,7 @@ def alignment(distances: Float[Tensor, "*batch n n"], labels: Int[Tensor, " n"])
 
 def best_multiple(alignments: Float[Tensor, "grid ..."]) -> float:
     """The multiple of ``GRID`` with the best alignment averaged over the variables of the layer."""
-    return GRID[int(alignments.flatten(1).mean(1).argmax())]
+    return GRID[int(alignments.reshape(len(alignments), -1).mean(1).argmax())]
 
 
 def _median_distance(distances: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
