@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infoprune.artifacts import EpochRecord, Finding, Plan, StageMetrics, Verification
 from infoprune.errors import UserError
-from infoprune.reporting import drawing, wording
+from infoprune.reporting import figures, wording
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ def render(contents: ReportContents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=wording.short, size=wording.size, percent=wording.percent)
     return environment.get_template("page.html.jinja").render(
         contents=contents,
         plan=contents.plan,
@@ -87,8 +86,8 @@ def render(contents: ReportContents) -> str:
         stages=[wording.STAGES[stage] for stage in wording.STAGES if stage in contents.metrics],
         rows=wording.stage_rows(contents.metrics),
         notes=list(dict.fromkeys([*contents.plan.notes, *contents.notes])),
-        widths=drawing.widths(contents.plan),
-        findings=[(finding, drawing.finding_figures(finding)) for finding in contents.findings],
+        widths=figures.widths(contents.plan),
+        findings=[(each, figures.of_finding(each), figures.numbered(each)) for each in contents.findings],
         flag_meanings=wording.FLAG_MEANINGS,
-        curves=drawing.curves(contents.history),
+        curves=figures.curves(contents.history),
     )

@@ -1,7 +1,9 @@
 """Numbers and sentences of the report."""
 
+import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infoprune.artifacts import Plan, StageMetrics, Verification
 
@@ -16,11 +18,19 @@ FLAG_MEANINGS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of one stage: as text, its change from the base, and how that is to be read ("good", "bad" or "")."""
+    """One figure of one stage.
+
+    Attributes:
+        text: the figure with its unit.
+        change: its change from the base; empty for the base itself.
+        tone: how the change is to be read, "good", "bad" or "".
+        detail: what else belongs to the figure.
+    """
 
     text: str
     change: str = ""
     tone: str = ""
+    detail: str = ""
 
 
 def short(number: float) -> str:
@@ -68,6 +78,18 @@ def _three(number: float) -> str:
     return f"{number:.{digits}f}"
 
 
+def scientific(number: float) -> str:
+    """A very small or large number, as in print.
+
+    >>> scientific(1.26e-7), scientific(0.0)
+    ('1.3×10⁻⁷', '0')
+    """
+    if not number:
+        return "0"
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{mantissa}×10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
 def signed(number: float, digits: int) -> str:
     """A difference with its sign; a typographic minus, and no sign at zero.
 
@@ -85,14 +107,19 @@ def stage_rows(metrics: Mapping[str, StageMetrics]) -> list[tuple[str, str, list
     any_stage = next(iter(metrics.values()))
     latency = any_stage.latency_ms
     threads = f", {latency.threads} thread{'s' * (latency.threads != 1)}" if latency.device == "cpu" else ""
-    machine = f"median (spread of the middle half), batch {latency.batch}, {latency.device}{threads}"
+    machine = f"one forward pass, batch {latency.batch}, {latency.device}{threads}"
+    spread = [f"± {metrics[stage].latency_ms.iqr / 2:.2g}" for stage in STAGES if stage in metrics]
     return [
         ("Accuracy", "share of correct predictions, test split", _cells(metrics, _accuracy)),
         ("Loss", "mean cross-entropy in nats, test split", _cells(metrics, _loss)),
-        ("MACs", "multiply-accumulates per sample", _cells(metrics, lambda row: (row.macs, short(row.macs)))),
-        ("Parameters", "without buffers", _cells(metrics, lambda row: (row.parameters, short(row.parameters)))),
-        ("File", "weights on disk", _cells(metrics, lambda row: (row.bytes, size(row.bytes)))),
-        ("Latency", machine, _cells(metrics, _latency)),
+        ("MACs", "multiply-accumulates per sample", _cells(metrics, _macs)),
+        ("Parameters", "without buffers", _cells(metrics, _parameters)),
+        ("File", "weights on disk", _cells(metrics, _bytes)),
+        (
+            "Latency",
+            machine,
+            [replace(cell, detail=each) for cell, each in zip(_cells(metrics, _latency), spread, strict=True)],
+        ),
     ]
 
 
@@ -104,32 +131,46 @@ def _accuracy(row: StageMetrics) -> tuple[float, str]:
 
 
 def _loss(row: StageMetrics) -> tuple[float, str]:
-    return row.loss, f"{row.loss:.4f}"
+    return row.loss, f"{row.loss:.3f}"
+
+
+def _macs(row: StageMetrics) -> tuple[float, str]:
+    return row.macs, short(row.macs)
+
+
+def _parameters(row: StageMetrics) -> tuple[float, str]:
+    return row.parameters, short(row.parameters)
+
+
+def _bytes(row: StageMetrics) -> tuple[float, str]:
+    return row.bytes, size(row.bytes)
 
 
 def _latency(row: StageMetrics) -> tuple[float, str]:
-    return row.latency_ms.median, f"{milliseconds(row.latency_ms.median)} ({row.latency_ms.iqr:.2g})"
+    return row.latency_ms.median, milliseconds(row.latency_ms.median)
 
 
 def _cells(metrics: Mapping[str, StageMetrics], figure: Figure) -> list[Cell]:
-    """One row: accuracies change in points, all else relative to the base."""
+    """One row of the table; without a base there are no changes."""
+    base = figure(metrics["base"])[0] if "base" in metrics else math.nan
     cells = []
-    base = figure(metrics["base"])[0] if "base" in metrics else None
     for stage in STAGES:
-        if stage not in metrics:
-            continue
-        value, text = figure(metrics[stage])
-        if stage == "base" or base is None:
-            cells.append(Cell(text))
-        elif figure is _accuracy:
-            points = 100 * (value - base)
-            cells.append(Cell(text, f"{signed(points, 2)} pt", "bad" if points < -1 else "good" if points >= 0 else ""))
-        else:
-            change = value / base - 1 if base else 0.0
-            cells.append(
-                Cell(text, f"{signed(100 * change, 1)} %", "good" if change < -0.0005 and figure is not _loss else "")
-            )
+        if stage in metrics:
+            value, text = figure(metrics[stage])
+            change, tone = ("", "") if stage == "base" or math.isnan(base) else _change(figure, base, value)
+            cells.append(Cell(text, change, tone))
     return cells
+
+
+def _change(figure: Figure, base: float, value: float) -> tuple[str, str]:
+    """Accuracy changes in percentage points, loss in nats, costs relative to the base."""
+    if figure is _accuracy:
+        points = 100 * (value - base)
+        return f"{signed(points, 2)} pt", "bad" if points < -1 else "good" if points >= 0 else ""
+    if figure is _loss:
+        return signed(value - base, 3), ""
+    change = 100 * (value / base - 1) if base else 0.0
+    return f"{signed(change, 1)} %", "good" if change < -0.05 else ""
 
 
 def decision(plan: Plan, metrics: Mapping[str, StageMetrics], verification: Verification | None) -> list[str]:
@@ -150,7 +191,7 @@ def decision(plan: Plan, metrics: Mapping[str, StageMetrics], verification: Veri
     if verification is not None:
         sentences.append(
             "The pruned network puts out what the original does with the same channels zeroed, to within "
-            f"{verification.max_rel_difference:.1e} of the largest output ({verification.dtype})."
+            f"{scientific(verification.max_rel_difference)} of the largest output ({verification.dtype})."
         )
     if plan.refused:
         sentences.append(
@@ -158,7 +199,8 @@ def decision(plan: Plan, metrics: Mapping[str, StageMetrics], verification: Veri
             if len(plan.refused) == 1
             else f"{len(plan.refused)} channel groups could not be cut."
         )
-    return sentences
+    # A figure and its unit stay on one line.
+    return [re.sub(r"(\d) (?=%|[kMG]B?\b|B\b)", "\\1\u00a0", sentence) for sentence in sentences]
 
 
 def _outcome(metrics: Mapping[str, StageMetrics]) -> list[str]:
