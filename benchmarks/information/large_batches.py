@@ -21,9 +21,9 @@ def main() -> None:
     options = parser.parse_args()
     lines = header(f"python -m benchmarks.information.large_batches --largest {options.largest}")
     lines += [
-        "Standard normal samples, default kernel width, α = 1. `exact` finds all eigenvalues; `stochastic` is 30 probes "
-        "of 40 Lanczos steps, stated error one standard error; `low_rank` is pivoted Cholesky to 1e-6 of the trace, "
-        "stated error an upper bound. One run each: the seconds are indicative, the errors are exact.",
+        "Standard normal samples, default kernel width, α = 1. `exact` finds all eigenvalues; `stochastic` is 30 "
+        "probes of 40 Lanczos steps, stated error one standard error; `low_rank` is pivoted Cholesky to 1e-6 of the "
+        "trace, stated error an upper bound. One run each: the seconds are indicative, the errors are exact.",
         "",
         "| d | n | method | S, bit | stated error | true error | s | times faster than exact |",
         "|---|---|---|---|---|---|---|---|",

@@ -25,11 +25,11 @@ def spectrum(matrices: Float[Tensor, "*batch n n"], *, threads: bool = True) -> 
     """
     if not matrices.is_cuda and not threads:
         return torch.from_numpy(np.linalg.eigvalsh(matrices.detach().double().numpy()))
-    if matrices.is_cuda or matrices.shape[-1] >= _LARGE or matrices.shape[:-2].numel() < 2 * core_count():
+    if matrices.is_cuda or matrices.shape[-1] >= _LARGE:
         found: Tensor = torch.linalg.eigvalsh(matrices.double())
         return found
     flat = matrices.detach().reshape(-1, *matrices.shape[-2:]).double().numpy()
-    parts = over_cores(np.linalg.eigvalsh, np.array_split(flat, 2 * core_count()))
+    parts = over_cores(np.linalg.eigvalsh, np.array_split(flat, max(1, min(len(flat), 2 * core_count()))))
     return torch.from_numpy(np.concatenate(parts)).reshape(matrices.shape[:-1])
 
 

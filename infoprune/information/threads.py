@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
+import torch
 from threadpoolctl import ThreadpoolController
 
 Part = TypeVar("Part")
@@ -28,10 +29,19 @@ def _controller() -> ThreadpoolController:
 
 
 @contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keeps BLAS and LAPACK single-threaded inside, so that a pool of threads does not oversubscribe the cores."""
-    with _controller().limit(limits=1, user_api="blas"):
-        yield
+def one_thread_each() -> Iterator[None]:
+    """Keeps BLAS, LAPACK and torch single-threaded inside, so that a pool of threads does not oversubscribe the cores.
+
+    Where others share the machine this is worth far more than a factor of two: torch's threads wait for the slowest
+    at every operation.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that start from here on inherit it
+    try:
+        with _controller().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def over_cores(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
@@ -40,7 +50,7 @@ def over_cores(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
     The threads live only for this call, so that a fork (a data loader's worker, say) never meets idle ones.
     """
     if len(parts) < 2 or core_count() < 2:
-        with one_blas_thread():
+        with one_thread_each():
             return [work(part) for part in parts]
-    with one_blas_thread(), ThreadPoolExecutor(min(core_count(), len(parts))) as pool:
+    with one_thread_each(), ThreadPoolExecutor(min(core_count(), len(parts))) as pool:
         return list(pool.map(work, parts))

@@ -148,20 +148,22 @@ def _lanczos(
     matrix: Float64[Tensor, "n n"], start: Float64[Tensor, "n p"], steps: int
 ) -> tuple[Float64[Tensor, "p k"], Float64[Tensor, "p k"]]:
     """Gauss nodes and weights (summing to 1) of each start vector's spectral measure."""
-    vector = start / start.norm(dim=0)
-    basis, diagonal, beside = [vector], list[Tensor](), list[Tensor]()
-    for _ in range(steps):
-        following = matrix @ basis[-1]
-        diagonal.append((following * basis[-1]).sum(0))
+    basis = start.new_zeros(steps + 1, *start.shape)
+    basis[0] = start / start.norm(dim=0)
+    diagonal, beside = start.new_zeros(steps, start.shape[1]), start.new_zeros(steps, start.shape[1])
+    for k in range(steps):
+        following = matrix @ basis[k]
+        diagonal[k] = (following * basis[k]).sum(0)
         for _ in range(2):  # twice is enough: full re-orthogonalisation keeps ghost copies of λ_1 out
-            for old in basis:
-                following = following - old * (old * following).sum(0)
-        beside.append(following.norm(dim=0))
+            overlap = (basis[: k + 1] * following).sum(1)
+            following = following - torch.einsum("knp,kp->np", basis[: k + 1], overlap)
+        beside[k] = following.norm(dim=0)
         # an exhausted space leaves round-off: stop it from being blown up to a new direction
-        basis.append(torch.where(beside[-1] > 1e-13, following / beside[-1].clamp_min(1e-300), 0.0))
-    beside = [torch.where(b > 1e-13, b, 0.0) for b in beside[:-1]]
-    tridiagonal = torch.diag_embed(torch.stack(diagonal, -1))
-    off = torch.stack(beside, -1)
+        live = beside[k] > 1e-13
+        basis[k + 1] = torch.where(live, following / beside[k].clamp_min(1e-300), 0.0)
+        beside[k] *= live
+    tridiagonal = torch.diag_embed(diagonal.mT)
+    off = beside[:-1].mT
     tridiagonal += torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     nodes, vectors = torch.linalg.eigh(tridiagonal)
     return nodes, vectors[:, 0].square()

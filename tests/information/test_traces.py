@@ -28,11 +28,11 @@ def test_stated_errors_hold(gram: torch.Tensor, alpha: float) -> None:
 
 
 def test_the_standard_error_is_neither_boast_nor_excuse() -> None:
-    gram = filter_grams(torch.randn(150, 1, 10))[0]
+    gram = filter_grams(torch.randn(100, 1, 10))[0]
     known = renyi_entropy(gram).item()
     found = [
         estimate_entropy(gram, method="stochastic", probes=10, generator=torch.Generator().manual_seed(k))
-        for k in range(40)
+        for k in range(25)
     ]
     z = torch.tensor([(f.value - known) / f.error for f in found])
     assert 0.5 < z.square().mean().sqrt() < 2
