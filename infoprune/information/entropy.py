@@ -73,8 +73,8 @@ def mutual_information(
     """I(A; B) = S(A) + S(B) − S(A, B), Eq. (5).
 
     Returns:
-        Bits; at α = 1 between 0 (up to round-off) and the smaller entropy doubled. The raw value is biased upwards
-        on continuous data: see ``resampling.debiased_mutual_information``.
+        Bits; at most the smaller of the two entropies, and at α = 1 at least 0 (up to round-off). The raw value is
+        biased upwards on continuous data: see ``resampling.debiased_mutual_information``.
 
     Raises:
         ValueError: as ``renyi_entropy``.

@@ -28,6 +28,8 @@ __all__ = [
 
 DEFAULT_MEMORY = 512 * 2**20
 """Bytes of working memory that a chunk may take beside its input and output."""
+ROUNDING = 2
+"""A map whose deviation is below this many units of rounding of its mean does not vary."""
 APART = 1e12
 """The exponent D/2σ² that stands for "different" where a variable is discrete: exp(−APART/C) is 0 for any C."""
 
@@ -169,7 +171,7 @@ def filter_distances(
         chunk = maps[:, start : start + step].reshape(n, -1, d).transpose(0, 1).to(dtype)
         spread, mean = torch.var_mean(chunk, (1, 2), correction=0)
         # a "constant" map still differs by rounding, and standardising would blow that up to a signal
-        dead = spread.sqrt() <= 8 * torch.finfo(maps.dtype).eps * mean.abs()
+        dead = spread.sqrt() <= ROUNDING * torch.finfo(maps.dtype).eps * mean.abs()
         squared[start : start + step] = squared_distances(chunk, memory_limit=memory_limit) * ~dead[:, None, None]
         variance[start : start + step] = spread * ~dead
     return MapDistances(squared, variance, d)

@@ -20,7 +20,7 @@ from infoprune.information.entropy import (
     renyi_entropy,
     saturation_margin,
 )
-from infoprune.information.gram import DEFAULT_MEMORY, filter_distances
+from infoprune.information.gram import DEFAULT_MEMORY, ROUNDING, filter_distances
 from infoprune.information.spectra import kernel_entropy
 from infoprune.information.threads import core_count, over_cores
 from infoprune.information.validation import (
@@ -133,7 +133,7 @@ def _prepared(
     require_labels(labels, n)
     require_order(alpha)
     require_choice("kernel-width rule", rule, RULES)
-    kernel = input_gram.to(maps.device, torch.float64)
+    kernel = input_gram.detach().to(maps.device, torch.float64)
     scale = kernel.diagonal().rsqrt()
     kernel = kernel * scale[:, None] * scale[None]
     require_finite(torch.isfinite(kernel).all(), "the input's Gram matrix after scaling its diagonal to 1")
@@ -179,7 +179,10 @@ def _distances_on_core(
 ) -> tuple[Float64[Tensor, "c n n"], Float64[Tensor, " c"], int]:
     """``gram.filter_distances`` in one thread: NumPy sees that x xᵀ is symmetric and does half the work."""
     n, c = maps.shape[:2]
-    x = np.ascontiguousarray(maps.reshape(n, c, -1).transpose(0, 1).numpy(), dtype=np.float64)
+    maps_of_filter = maps.reshape(n, c, -1).transpose(0, 1)
+    if maps.dtype not in (torch.float32, torch.float64):
+        maps_of_filter = maps_of_filter.float()  # NumPy has no bfloat16
+    x = np.ascontiguousarray(maps_of_filter.numpy(), dtype=np.float64)
     d = x.shape[-1]
     per_pixel = x.mean(1, keepdims=True)
     x -= per_pixel
@@ -188,7 +191,7 @@ def _distances_on_core(
     require_finite(bool(np.isfinite(norms).all()), "feature maps")
     # total variance = within-pixel variance over samples + variance of the pixels' means
     variance = norms.sum(1) / (n * d) + per_pixel[:, 0].var(1)
-    dead = np.sqrt(variance) <= 8 * torch.finfo(maps.dtype).eps * np.abs(per_pixel[:, 0].mean(1))
+    dead = np.sqrt(variance) <= ROUNDING * torch.finfo(maps.dtype).eps * np.abs(per_pixel[:, 0].mean(1))
     squared = norms[:, :, None] + norms[:, None, :]
     squared -= inner
     squared -= inner

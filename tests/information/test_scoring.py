@@ -76,3 +76,11 @@ def test_misfits_are_refused(layer: tuple[torch.Tensor, ...]) -> None:
         filter_information(maps[:, :0], of_input, labels)
     with pytest.raises(ValueError, match="rule"):
         filter_information(maps, of_input, labels, rule="scott")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_maps_are_scored(layer: tuple[torch.Tensor, ...], dtype: torch.dtype) -> None:
+    maps, of_input, labels = layer
+    half = maps.to(dtype)
+    found, known = filter_information(half, of_input, labels), filter_information(half.double(), of_input, labels)
+    assert torch.allclose(found.input, known.input, atol=1e-9)
