@@ -26,6 +26,7 @@ _PUBLIC = {
     "save": "checkpoint",
     "verify": "verifying",
     "Finding": "artifacts",
+    "ModelReference": "artifacts",
     "Plan": "artifacts",
     "RunError": "errors",
     "UserError": "errors",

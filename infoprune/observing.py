@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infoprune import registry
 from infoprune.artifacts import Analysis, BatchView, Finding, LayerView
 from infoprune.errors import UserError, did_you_mean
 from infoprune.modes import evaluating
@@ -15,7 +16,7 @@ from infoprune.modes import evaluating
 def analyze(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    analyses: Sequence[Analysis],
+    analyses: Sequence[Analysis | str],
     on_batch: Callable[[int], None] | None = None,
     *,
     layers: Sequence[str] | None = None,
@@ -28,7 +29,7 @@ def analyze(
     Args:
         model: any module; its mode, parameters and hooks are afterwards as before.
         batches: pairs `(images, labels)`: `samples x channels x height x width` and class indices `samples`.
-        analyses: instances from `infoprune.analyses`, or the user's own.
+        analyses: names of analyses, to be run with their defaults, or instances, the user's own included.
         on_batch: called with the number of batches done.
         layers: dotted names to observe; by default all layers of the kinds that an analysis observes.
 
@@ -39,13 +40,16 @@ def analyze(
         UserError: for no batches, a layer name that the model lacks, labels that do not fit the logits, or a NaN or
             infinite activation.
     """
-    watched = _watched(model, analyses, layers)
-    gradients = any(analysis.needs_gradients for analysis in analyses)
+    running: list[Analysis] = [
+        registry.find("analyses", analysis)() if isinstance(analysis, str) else analysis for analysis in analyses
+    ]
+    watched = _watched(model, running, layers)
+    gradients = any(analysis.needs_gradients for analysis in running)
     count = 0
     with evaluating(model), ExitStack() as hooks:
         batch: list[BatchView] = []
         for name, module in watched.items():
-            observers = [analysis for analysis in analyses if isinstance(module, analysis.observes)]
+            observers = [analysis for analysis in running if isinstance(module, analysis.observes)]
             hooks.callback(module.register_forward_hook(_hook(name, observers, batch)).remove)
         for count, (images, labels) in enumerate(batches, start=1):
             batch[:] = [BatchView(images, labels, count - 1)]
@@ -58,7 +62,7 @@ def analyze(
                 on_batch(count)
     if count == 0:
         raise UserError("no calibration batches came; give at least one batch of images and labels")
-    return [analysis.conclude() for analysis in analyses]
+    return [analysis.conclude() for analysis in running]
 
 
 def _watched(model: nn.Module, analyses: Sequence[Analysis], layers: Sequence[str] | None) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from infoprune import __version__, checkpoint, reporting, store
@@ -152,7 +153,7 @@ class Run(Workspace):
                 **options,
             )
             self._write_history("history.csv", history)
-            self._save("finetuned", model, made_from, history=to_json(history))
+            self._save("finetuned", model, made_from)
 
         self._step("finetune", self._file("finetuned"), made_from, make)
 
@@ -162,6 +163,10 @@ class Run(Workspace):
         writer.writeheader()
         writer.writerows(dataclasses.asdict(record) for record in history)
         store.write_atomically(self.out / name, lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
+
+    def _history(self, name: str) -> list[EpochRecord]:
+        with (self.out / name).open(encoding="utf-8", newline="") as file:
+            return msgspec.convert(list(csv.DictReader(file)), list[EpochRecord], strict=False)
 
     def evaluate(self) -> None:
         """Measures all four stages on the test split and writes `metrics.json`."""
@@ -220,7 +225,6 @@ class Run(Workspace):
         self._step("report", index if page.exists() else page, made_from, make)
 
     def _report_contents(self) -> reporting.ReportContents:
-        header = checkpoint.header_of(self._file("finetuned"))
         proof = store.read_json(self.out / "metrics.json")["verification"]
         return reporting.ReportContents(
             title=self.settings.recipe.name,
@@ -229,7 +233,7 @@ class Run(Workspace):
             metrics=self.metrics(),
             verification=from_json(proof, Verification, "metrics.json"),
             findings=self.findings(),
-            history=from_json(header.get("history", []), list[EpochRecord], "history"),
+            history=self._history("history.csv"),
             versions={
                 "infoprune": __version__,
                 "Python": platform.python_version(),

@@ -182,7 +182,7 @@ def _global(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> Sha
     """Every group keeps the share of its channels that lie above one threshold for all groups."""
     relative = {}
     for group in groups:
-        # Shifted to be positive, then relative to the group's mean: layers' scales are not comparable, their shapes are.
+        # Shifted to be positive, then relative to the group's mean: scales of layers cannot be compared, shapes can.
         positive = scores[group.name] - scores[group.name].min()
         relative[group.name] = positive / positive.mean().clamp_min(torch.finfo(positive.dtype).tiny)
     thresholds = torch.cat(list(relative.values())).sort(descending=True).values

@@ -1,6 +1,6 @@
 """A whole recipe bound to signatures before the first expensive second."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from infoprune.splits import SplitName
 from infoprune.training import finetune
 
 # Recipe table -> the verb whose keyword-only arguments it sets; [run] seed stands for every verb's own.
-VERBS = {
+VERBS: dict[str, Callable[..., Any]] = {
     "plan": plan,
     "repair": repair,
     "finetune": finetune,
