@@ -11,8 +11,9 @@ from infoprune.errors import UserError
 from infoprune.modes import mode_kept
 from infoprune.repairing.compensating import POSITIONS, Repair, Scope, check_finite, compensate, first_images
 from infoprune.repairing.lockstep import NORMS, Batches
+from infoprune.repairing.reconstructing import reconstruct
 
-Method = Literal["compensate", "batch_norm", "none"]
+Method = Literal["reconstruct", "compensate", "batch_norm", "none"]
 
 
 def repair(
@@ -29,6 +30,9 @@ def repair(
     positions: int = POSITIONS,
     cache_mb: int = 2048,
     inputs_limit: int = 8192,
+    steps: int = 200,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
 ) -> Repair:
     """Repairs a pruned network in place from calibration images without labels.
 
@@ -39,28 +43,29 @@ def repair(
         kept: kept channels per group, in the teacher's coordinates; groups not named kept all.
         batches: pairs of images and anything, iterable again and again; the second is not used.
         on_step: told after each step (a layer, or a batch) the number of steps done and of all (0 where unknown).
-        method: "compensate" refits layers in closed form, "batch_norm" re-estimates the statistics of batch norms,
-            "none" leaves the network as it was cut. Recalibrating after compensating undoes part of it.
-        scope: of "compensate": refit the "consumers" of pruned groups, or "all" layers behind the first of them.
-        ridge: of "compensate": strength relative to the mean variance of a layer's inputs; if not given, chosen by the
+        method: "compensate" refits layers in closed form; "reconstruct" does so and then takes gradient steps on each
+            block's reconstruction, which gains more and takes minutes; "batch_norm" re-estimates the statistics of
+            batch norms; "none" leaves the network as it was cut. Recalibrating after a refit gains nothing.
+        scope: of a refit: the "consumers" of pruned groups, or "all" layers behind the first of them.
+        ridge: of a refit: strength relative to the mean variance of a layer's inputs; if not given, chosen by the
             error on held-out samples.
-        positions: of "compensate": rows taken from each image's map of a layer, drawn at random; 0 for all.
-        cache_mb: of "compensate": memory for activations kept between layers, in MiB; where they do not fit, batches
+        positions: of a refit: rows taken from each image's map of a layer, drawn at random; 0 for all.
+        cache_mb: of a refit: memory for activations kept between layers, in MiB; where they do not fit, batches
             are run again, which takes longer.
-        inputs_limit: of "compensate": layers with more inputs (channels times kernel size) stay as they are; the
+        inputs_limit: of a refit: layers with more inputs (channels times kernel size) stay as they are; the
             normal matrices of k inputs take 24·k² bytes.
+        steps: of "reconstruct": gradient steps per block.
+        learning_rate: of "reconstruct": Adam's, falling to 0 along a cosine.
+        seed: of "reconstruct": order of the images.
 
     Raises:
         UserError: for no batches, NaN or infinite activations, options out of range, or networks that do not fit
             `graph` and `kept`.
     """
-    if method == "compensate":
-        return compensate(
-            pruned,
-            teacher,
-            graph,
-            kept,
-            batches,
+    if method in ("compensate", "reconstruct"):
+        arguments = (pruned, teacher, graph, kept, batches)
+        done = compensate(
+            *arguments,
             on_step,
             scope=scope,
             ridge=ridge,
@@ -68,10 +73,14 @@ def repair(
             cache_mb=cache_mb,
             inputs_limit=inputs_limit,
         )
+        if method == "reconstruct":
+            more = reconstruct(*arguments, on_step, steps=steps, learning_rate=learning_rate, seed=seed)
+            done = Repair((*done.layers, *more.layers), (*done.notes, *more.notes))
+        return done
     if method == "batch_norm":
         recalibrate(pruned, batches, on_step)
     elif method != "none":
-        raise UserError(f"method is '{method}'; expected 'compensate', 'batch_norm' or 'none'")
+        raise UserError(f"method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
     return Repair()
 
 

@@ -26,13 +26,13 @@ class LayerRepair:
     Attributes:
         layer: its dotted name.
         target: "sum" where it took in the shortcut's error, "norm" for the response behind its batch norm, "output"
-            for its own output.
+            for its own output; "block" where gradient steps mended the block that ends with this layer.
         strength: ridge strength, relative to the mean variance of the inputs; infinite where nothing was better.
         error_before, error_after: mean squared error on held-out samples, over the target's mean square.
     """
 
     layer: str
-    target: Literal["sum", "norm", "output"]
+    target: Literal["sum", "norm", "output", "block"]
     strength: float
     error_before: float
     error_after: float
@@ -90,7 +90,7 @@ def compensate(
     """
     if ridge is not None and not ridge > 0:
         raise UserError(f"ridge is {ridge}; expected a number above 0, or leave it out to have it chosen")
-    outputs, consumers = _check(pruned, teacher, graph, kept)
+    outputs, consumers = kept_outputs(pruned, teacher, graph, kept)
     images = first_images(batches, pruned)
     done: list[LayerRepair] = []
     with evaluating(pruned), evaluating(teacher), torch.no_grad():
@@ -221,7 +221,7 @@ def _set(tensor: Tensor | None, values: Tensor) -> None:
         tensor.detach().copy_(values.reshape(tensor.shape))
 
 
-def _check(
+def kept_outputs(
     pruned: nn.Module, teacher: nn.Module, graph: ChannelGraph, kept: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, list[int]], set[str]]:
     """Per layer the kept output channels, and the layers whose inputs lost channels."""
