@@ -145,8 +145,10 @@ def _chunks(maps: Float[Tensor, "n c *space"], memory_limit: int, workers: int) 
     n, c = maps.shape[:2]
     bytes_each = 8 * (2 * n * maps[0, 0].numel() + 6 * n * n)
     most = max(1, memory_limit // (workers * bytes_each))
-    # no less than two chunks a worker, no more than about 16 MiB a chunk: larger ones only leave the cache
-    step = min(most, max(1, math.ceil(c / (2 * workers))), max(4, 2**24 // bytes_each) if workers > 1 else most)
+    if maps.is_cuda:
+        return list(torch.split(maps, most, dim=1))
+    # at least two chunks a worker, and no more than about 16 MiB a chunk: larger ones only leave the cache
+    step = min(most, max(1, math.ceil(c / (2 * workers))), max(4, 2**24 // bytes_each))
     return list(torch.split(maps, step, dim=1))
 
 
