@@ -14,7 +14,7 @@ from infoprune.models import cifar_resnet
 from infoprune.pruning import channel_graph, prune
 from infoprune.repairing import recalibrate, repair
 from infoprune.repairing.probing import measure_sensitivity
-from infoprune.repairing.reconstructing import find_blocks
+from infoprune.repairing.reconstructing import find_blocks, reconstruct
 from infoprune.repairing.ridge import Moments, fit
 from infoprune.sensitivity import allocate
 
@@ -234,10 +234,11 @@ def test_only_consumers_and_their_norms_change_and_everything_else_stays() -> No
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_statistics_written_are_the_true_ones() -> None:
+@pytest.mark.parametrize("method", ["compensate", "reconstruct"])
+def test_statistics_written_are_the_true_ones(method: str) -> None:
     """A recalibration on the same images finds about what is there: the norms before it change a little."""
     model, pruned, graph, kept, batches = resnet()
-    repair(pruned, model, graph, kept, batches, scope="consumers", positions=0)
+    repair(pruned, model, graph, kept, batches, method=method, scope="consumers", positions=0, steps=10)
     norm = pruned.layer1[0].bn2
     mean, var = norm.running_mean.clone(), norm.running_var.clone()
     recalibrate(pruned, batches)
@@ -275,6 +276,15 @@ def test_reconstruction_lowers_every_blocks_error() -> None:
     assert sum(block.error_after < block.error_before for block in blocks) >= 2
     assert modes == [module.training for module in pruned.modules()]
     assert all(parameter.requires_grad and parameter.grad is None for parameter in pruned.parameters())
+
+
+def test_reconstruction_of_no_steps_corrects_statistics_and_changes_no_output() -> None:
+    model, pruned, graph, kept, batches = resnet()
+    before = copy.deepcopy(pruned)
+    reconstruct(pruned, model, graph, kept, batches, steps=0)
+    assert difference(pruned, before) < 1e-5
+    norm, old = pruned.layer1[0].bn2, before.layer1[0].bn2
+    assert not torch.allclose(norm.running_mean, old.running_mean, atol=1e-2)
 
 
 def test_recalibration_finds_the_mean_and_variance_of_all_batches() -> None:
@@ -368,6 +378,8 @@ def test_a_plan_of_another_network_is_refused() -> None:
     model, pruned, graph, kept, batches = resnet()
     with pytest.raises(UserError, match="should have 6 filters"):
         repair(pruned, model, graph, {}, batches)
+    with pytest.raises(UserError, match="positions is -1"):
+        repair(pruned, model, graph, kept, batches, positions=-1)
     with pytest.raises(UserError, match="ridge is 0"):
         repair(pruned, model, graph, kept, batches, ridge=0.0)
     with pytest.raises(UserError, match="method is 'magic'"):

@@ -62,6 +62,10 @@ def repair(
         UserError: for no batches, NaN or infinite activations, options out of range, or networks that do not fit
             `graph` and `kept`.
     """
+    least = {"positions": positions, "cache_mb": cache_mb, "inputs_limit": inputs_limit, "steps": steps}
+    for name, value in {**least, "learning_rate": learning_rate}.items():
+        if not value >= 0:
+            raise UserError(f"{name} is {value}; expected 0 or more")
     if method in ("compensate", "reconstruct"):
         arguments = (pruned, teacher, graph, kept, batches)
         done = compensate(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -104,6 +105,7 @@ def reconstruct(
             task = _Task(own, block, read, wanted)
             if task.fits():
                 errors = _train(task, pruned, steps, learning_rate, step_samples, generator)
+                _settle(task, pruned)
                 done.append(LayerRepair(block.modules[-1], "block", 0.0, *errors))
             with torch.no_grad():
                 for _, values in states:
@@ -216,3 +218,35 @@ def _mean_error(task: _Task, index: Tensor) -> float:
             part = index[start : start + 256]
             total += float(task.error(part)) * len(part)
     return total / len(index)
+
+
+def _settle(task: _Task, pruned: nn.Module) -> None:
+    """Makes the statistics of the block's norms the true ones again, and the affine terms such that nothing changes.
+
+    Training moved the weights under statistics that stood still; a later training in training mode would find others.
+    """
+    norms: list[Any] = [pruned.get_submodule(name) for name in task.block.modules]
+    norms = [norm for norm in norms if isinstance(norm, NORMS) and norm.affine and norm.track_running_stats]
+    sums = {norm: norm.weight.new_zeros(2, norm.num_features, dtype=torch.float64) for norm in norms}
+    counts = dict.fromkeys(norms, 0)
+
+    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].transpose(0, 1).flatten(1).double()
+        sums[norm] += torch.stack([rows.sum(1), rows.square().sum(1)])
+        counts[norm] += rows.shape[1]
+
+    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    try:
+        _mean_error(task, torch.arange(len(task.read)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for norm, total in sums.items():
+        mean, square = total / counts[norm]
+        variance = (square - mean.square()).clamp_min(0)
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        with torch.no_grad():
+            norm.bias.add_(scale * (mean - norm.running_mean))
+            norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
