@@ -1,5 +1,6 @@
 """A pruned model in one safetensors file: how to build the original, the plan, and the weights."""
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from infoprune.artifacts import ModelReference, Plan
 from infoprune.errors import UserError
 from infoprune.pruning import prune
 from infoprune.recipe import bind
+from infoprune.splits import Data
 
 FORMAT = 1
 KEY = "infoprune"
@@ -30,11 +32,7 @@ def build(reference: ModelReference, weights: str | Path | None = None, folder: 
     Raises:
         UserError: for an unknown model, arguments it does not take, a missing weights file, or weights that do not fit.
     """
-    function = registry.find("models", reference.name)
-    if ":" in reference.name:
-        model = _build_users_own(function, reference)
-    else:
-        model = function(**bind(function, reference.arguments, "model"))
+    model = _make("models", reference.name, reference.arguments)
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{reference.name}' gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
@@ -43,13 +41,32 @@ def build(reference: ModelReference, weights: str | Path | None = None, folder: 
     return model.eval()
 
 
-def _build_users_own(function: Any, reference: ModelReference) -> Any:
+def load_data(name: str, options: Mapping[str, Any] | None = None) -> Data:
+    """A data set, as a recipe's `[data]` table would give it.
+
+    Args:
+        name: a data set of ours, or the user's own function.
+        options: its keyword arguments.
+
+    Raises:
+        UserError: for an unknown name or option, or data that cannot be found.
+    """
+    data = _make("datasets", name, options or {})
+    if not isinstance(data, Data):
+        raise UserError(f"data set '{name}' gave a {type(data).__name__}, expected infoprune.splits.Data")
+    return data
+
+
+def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:
+    """Calls what a name stands for; ours have checked options, a user's own function may take anything."""
+    function = registry.find(kind, name)
+    if ":" not in name:
+        return function(**bind(function, arguments, "model" if kind == "models" else "data"))
     try:
-        return function(**reference.arguments)
+        inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise UserError(
-            f"[model] arguments {dict(reference.arguments)} do not fit '{reference.name}': {error}"
-        ) from error
+        raise UserError(f"arguments {dict(arguments)} do not fit '{name}': {error}") from error
+    return function(**arguments)
 
 
 def find_file(name: str | Path, folder: Path | None = None) -> Path:
@@ -141,16 +158,6 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_code: bool =
     loaded = prune(model, plan) if plan is not None else model
     store.fit_weights(loaded, store.read_tensors(path), str(path))
     return loaded.eval()
-
-
-def load_data(name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """A data set by name, as a recipe's `[data]` table would give it.
-
-    Raises:
-        UserError: for an unknown name or option, or data that cannot be found.
-    """
-    function = registry.find("datasets", name)
-    return function(**bind(function, options or {}, "data"))
 
 
 def device_for(name: str) -> torch.device:

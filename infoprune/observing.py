@@ -101,18 +101,20 @@ def _hook(
                 "that the images are normalised as the model expects"
             )
         view = LayerView(name, module, activations, batch[0])
-        later = [analysis for analysis in analyses if analysis.needs_gradients]
-        for analysis in analyses:
-            if analysis not in later:
-                analysis.observe(view)
-        if later:
+        show(view, [analysis for analysis in analyses if not analysis.needs_gradients])
+        if later := [analysis for analysis in analyses if analysis.needs_gradients]:
             # Copied, since an in-place activation may follow before backward comes by.
             kept = activations.clone()
-            output.register_hook(lambda gradient: at_backward(module, kept, gradient, later))  # type: ignore[no-untyped-call]
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: show(LayerView(name, module, kept, batch[0], gradient.detach()), later)
+            )
 
-    def at_backward(module: nn.Module, activations: Tensor, gradients: Tensor, later: Sequence[Analysis]) -> None:
-        view = LayerView(name, module, activations, batch[0], gradients.detach())
-        for analysis in later:
-            analysis.observe(view)
+    def show(view: LayerView, observers: Sequence[Analysis]) -> None:
+        for analysis in observers:
+            try:
+                analysis.observe(view)
+            except ValueError as error:
+                # The mathematics names what is wrong with its tensors, but not whose tensors they are.
+                raise UserError(f"layer '{name}', calibration batch {batch[0].index}: {error}") from error
 
     return at_forward

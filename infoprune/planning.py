@@ -53,12 +53,12 @@ def plan(
         UserError: where there is nothing to prune, the budget cannot be met, a pattern matches nothing, or `rank_by`
             gives no usable score.
     """
-    finding = _finding(findings, rank_by)
     refused = _refused(graph, protect, only)
     free = [group for group in graph.groups if group.name not in refused]
     if not free:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise UserError(f"there is nothing to prune: {reasons}")
+    finding = _finding(findings, rank_by)
     scores = {group.name: group_scores(finding, group, reduce) for group in free}
     floors = {group.name: _floor(group, round_to, min_width, min_share) for group in free}
     total = graph.macs({})

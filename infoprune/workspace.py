@@ -68,11 +68,7 @@ class Workspace:
     @cached_property
     def data(self) -> Data:
         """The data set."""
-        name, options = self.settings.data
-        data = registry.find("datasets", name)(**options)
-        if not isinstance(data, Data):
-            raise UserError(f"data set '{name}' gave a {type(data).__name__}, expected infoprune.splits.Data")
-        return data
+        return checkpoint.load_data(*self.settings.data)
 
     @cached_property
     def base(self) -> nn.Module:
