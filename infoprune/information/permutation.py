@@ -28,7 +28,7 @@ from infoprune.information.gram import DEFAULT_MEMORY, delta, set_exponents
 from infoprune.information.resampling import permutation_p_value
 from infoprune.information.selection import VARIANTS, Selection, Step, Variant
 from infoprune.information.spectra import kernel_entropy
-from infoprune.information.threads import core_count, over_cores
+from infoprune.information.threads import core_count, one_thread_each, over_cores
 from infoprune.information.validation import (
     require_choice,
     require_finite,
@@ -51,6 +51,7 @@ class _Problem(NamedTuple):
     step: int
 
 
+@one_thread_each()  # between the entropies only copies and sums are left, which threads would mostly wait for
 def cmi_permutation(
     exponents: Float64[Tensor, "c n n"],
     labels: Int[Tensor, " n"],
