@@ -38,7 +38,7 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         UserError: where there is no such name, module or function.
     """
     if ":" in name:
-        return _users_own(name)
+        return users_own(name)
     if kind == "analyses" and name in (known := _analyses()):
         return known[name]
     if kind != "analyses" and name in _modules(kind):
@@ -73,8 +73,15 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def _users_own(reference: str) -> Callable[..., Any]:
+def users_own(reference: str) -> Callable[..., Any]:
+    """The user's function or class at `package.module:function` or `path/to/file.py:function`.
+
+    Raises:
+        UserError: where it cannot be found.
+    """
     source, _, name = reference.rpartition(":")
+    if not source or not name:
+        raise UserError(f"'{reference}' names no function; write package.module:function or path/to/file.py:function")
     module = _from_file(Path(source)) if source.endswith(".py") else _from_package(source)
     found = getattr(module, name, None)
     if not callable(found):

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "infoprune"
 FLOORS = {
     "errors": 0,
     "modes": 0,
+    "distributed": 1,
     "information": 1,
     "artifacts": 1,
     "recipe": 1,
@@ -30,6 +31,7 @@ FLOORS = {
     "datasets": 3,
     "checkpoint": 4,
     "reporting": 4,
+    "resuming": 4,
     "settings": 4,
     "workspace": 5,
     "pipeline": 6,
@@ -37,7 +39,17 @@ FLOORS = {
     "__main__": 8,
 }
 # A room of several files: its other files belong to it alone.
-ANNEXES = {"compensating": "repairing", "lockstep": "repairing", "ridge": "repairing", "sensitivity": "planning"}
+ANNEXES = {
+    "compensating": "repairing",
+    "lockstep": "repairing",
+    "ridge": "repairing",
+    "sensitivity": "planning",
+    "descent": "training",
+    "epochs": "training",
+    "measuring": "training",
+    "mixing": "training",
+    "objectives": "training",
+}
 DOORS = {
     "torch_pruning": {"pruning"},
     "matplotlib": {"reporting"},

@@ -1,5 +1,6 @@
 """What was measured of a model, and how to build it again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of training: losses in nats per sample, accuracies 0..1; validation is NaN where there is none."""
+    """One epoch of training: losses in nats per sample, accuracies 0..1; validation is NaN where there is none.
+
+    The metric is the user's own, on the validation split; NaN where there is none.
+    """
 
     epoch: int
     learning_rate: float
@@ -16,6 +20,7 @@ class EpochRecord:
     validation_loss: float
     validation_accuracy: float
     seconds: float
+    validation_metric: float = math.nan
 
 
 @dataclass(frozen=True)
