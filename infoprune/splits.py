@@ -1,16 +1,30 @@
 """Data on its way to the model: fixed splits, and batches that are prepared on the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
+
+from infoprune import distributed
+from infoprune.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 SplitName = Literal["train", "validation", "test"]
+# Small sets live on the GPU, where picking a batch costs next to nothing; CIFAR-10 takes 150 MB.
+KEPT_ON_DEVICE = 2 << 30
 
 
 class Batches:
@@ -19,12 +33,20 @@ class Batches:
     Args:
         dataset: map-style, giving `(image, label)`. A `TensorDataset` is read a whole batch at a time, which for
             small images is what keeps the loader from being the bottleneck.
-        batch_size: samples per batch; the last one may be smaller.
+        batch_size: samples per batch, of all processes together where they share it; the last one may be smaller.
         prepare: applied to every batch of images on the device (cast, normalise).
         augment: random changes drawn from the given generator, applied before `prepare`, for training only.
         seed: shuffles when given; two objects with the same seed give the same order.
         device: where the batches go.
         workers: loader processes; ignored for a `TensorDataset`.
+        shared: under torchrun, gives every process its part of each batch. Where batches are shuffled, to be learnt
+            from, all get equally many samples, for which a few may come twice; otherwise every sample comes once.
+
+    Attributes:
+        rank, world: number of this process and of all that share the batches.
+
+    Raises:
+        UserError: for fewer samples than processes.
     """
 
     def __init__(
@@ -37,35 +59,74 @@ class Batches:
         seed: int | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        shared: bool = False,
     ) -> None:
-        self.dataset, self.batch_size, self.prepare, self.augment = dataset, batch_size, prepare, augment
+        self.dataset, self.prepare, self.augment = dataset, prepare, augment
         self.seed, self.device, self.workers = seed, torch.device(device), workers
+        self.rank, self.world = (distributed.rank(), distributed.world()) if shared else (0, 1)
+        self.batch_size = -(-batch_size // self.world)
         self.epoch = 0
+        if self.world > 1 and len(dataset) < self.world:  # type: ignore[arg-type]
+            raise UserError(f"{self.world} processes for fewer samples; start fewer processes")
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)  # type: ignore[arg-type]
+        return -(-len(self._sampler(torch.Generator())) // self.batch_size)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed((self.seed or 0) * 100_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self._seed())
+        # Every process shuffles alike, and then takes other samples and changes them otherwise.
+        changes = torch.Generator().manual_seed(self._seed() + self.rank * 1_000_003) if self.rank else generator
         self.epoch += 1
         for images, labels in self._loader(generator):
             images, labels = images.to(self.device), labels.to(self.device)
             if self.augment is not None:
-                images = self.augment(images, generator)
+                images = self.augment(images, changes)
             yield (images if self.prepare is None else self.prepare(images)), labels
 
+    def _seed(self) -> int:
+        return (self.seed or 0) * 100_003 + self.epoch
+
     def _loader(self, generator: torch.Generator) -> DataLoader[Any]:
-        sampler: Sampler[int] = (
-            SequentialSampler(self.dataset)  # type: ignore[arg-type]
-            if self.seed is None
-            else RandomSampler(self.dataset, generator=generator)  # type: ignore[arg-type]
-        )
+        sampler = self._sampler(generator)
         if isinstance(self.dataset, TensorDataset):
+            self._keep_on_device(self.dataset)
             whole = BatchSampler(sampler, self.batch_size, drop_last=False)
             return DataLoader(self.dataset, sampler=whole, batch_size=None, generator=generator)
         return DataLoader(
             self.dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.workers, generator=generator
         )
+
+    def _sampler(self, generator: torch.Generator) -> Sampler[int]:
+        sampler: Sampler[int] = (
+            SequentialSampler(self.dataset)  # type: ignore[arg-type]
+            if self.seed is None
+            else RandomSampler(self.dataset, generator=generator)  # type: ignore[arg-type]
+        )
+        return sampler if self.world == 1 else _Part(sampler, self.rank, self.world, even=self.seed is not None)
+
+    def _keep_on_device(self, dataset: TensorDataset) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in dataset.tensors)
+        if self.device.type != "cpu" and size <= KEPT_ON_DEVICE:
+            self.dataset = TensorDataset(*(tensor.to(self.device) for tensor in dataset.tensors))
+
+
+class _Part(Sampler[int]):
+    """Every n-th sample of an order that is the same on all processes, so that a batch of all is one of the whole."""
+
+    def __init__(self, whole: Sampler[int], rank: int, world: int, even: bool) -> None:
+        self.whole, self.rank, self.world, self.even = whole, rank, world, even
+
+    def __len__(self) -> int:
+        count = len(self.whole)  # type: ignore[arg-type]
+        return -(-count // self.world) if self.even else len(range(self.rank, count, self.world))
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(self.whole)
+        places: Iterable[int] = range(self.rank, len(order), self.world)
+        if self.even:
+            # Steps are taken together, so all must take equally many: torch fills up from the front where some lack.
+            places = DistributedSampler(order, self.world, self.rank, shuffle=False)  # type: ignore[arg-type]
+        return iter([order[place] for place in places])
 
 
 @dataclass(frozen=True)
@@ -99,6 +160,7 @@ class Data:
         seed: int | None = None,
         augment: bool = False,
         device: torch.device | str = "cpu",
+        shared: bool = False,
     ) -> Batches:
         """The batches of one split; see `Batches`."""
         return Batches(
@@ -109,4 +171,5 @@ class Data:
             seed=seed,
             device=device,
             workers=self.workers,
+            shared=shared,
         )
