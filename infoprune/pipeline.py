@@ -18,16 +18,19 @@ from infoprune.artifacts import Analysis, EpochRecord, Finding, StageMetrics, Ve
 from infoprune.encoding import from_json, to_json
 from infoprune.exporting import export
 from infoprune.observing import analyze
-from infoprune.planning import plan
+from infoprune.planning import group_scores, plan
 from infoprune.profiling import profile
 from infoprune.pruning import prune
 from infoprune.recipe import Recipe
 from infoprune.repairing import repair
+from infoprune.repairing.probing import measure_sensitivity
 from infoprune.training import evaluate, finetune
 from infoprune.verifying import verify
 from infoprune.workspace import MADE_FROM, Progress, Workspace
 
 STAGES = ("base", "pruned", "repaired", "finetuned")
+# Activations of all of them are kept at once, and losses of single groups need no more.
+SENSITIVITY_BATCHES = 4
 STEPS = ("analyze", "plan", "prune", "repair", "finetune", "evaluate", "export", "report")
 
 
@@ -99,13 +102,40 @@ class Run(Workspace):
         """Chooses the channels to keep and writes `plan.json`, which may be edited by hand afterwards."""
         self.analyze()
         path, options = self.out / "plan.json", self.settings.verbs["plan"]
-        made_from = self._made_from(options, *(self._finding_file(name) for name in self.settings.analyses))
+        inputs = [self._finding_file(name) for name in self.settings.analyses]
+        if options["allocation"] == "sensitivity":
+            inputs.append(self._measure_sensitivity())
+        made_from = self._made_from(options, *inputs)
 
         def make() -> None:
-            chosen = plan(self.findings(), self.graph, **options)
+            chosen = plan(self.findings(), self.graph, self._sensitivity(), **options)
             store.write_json(path, {MADE_FROM: made_from, **to_json(chosen)})
 
         self._step("plan", path, made_from, make)
+
+    def _measure_sensitivity(self) -> Path:
+        """Measures, if the plan wants it, what each group costs at several widths; `sensitivity.json` keeps it."""
+        options, how = self.settings.verbs["sensitivity"], self.settings.verbs["plan"]
+        path, finding = self.out / "sensitivity.json", self._finding_file(how["rank_by"])
+        made_from = self._made_from({**options, "reduce": how["reduce"]}, finding)
+
+        def make() -> None:
+            ranking = from_json(store.read_json(finding), Finding, str(finding))
+            free = [group for group in self.graph.groups if not group.refusal]
+            scores = {group.name: group_scores(ranking, group, how["reduce"]) for group in free}
+            few = self.calibration[:SENSITIVITY_BATCHES]
+            table = measure_sensitivity(self.base, self.graph, scores, few, self._advance("sensitivity"), **options)
+            store.write_json(path, {MADE_FROM: made_from, "losses": table})
+
+        self._step("sensitivity", path, made_from, make)
+        return path
+
+    def _sensitivity(self) -> dict[str, dict[int, float]] | None:
+        path = self.out / "sensitivity.json"
+        if self.settings.verbs["plan"]["allocation"] != "sensitivity":
+            return None
+        losses = store.read_json(path).get("losses", {})
+        return {group: {int(width): loss for width, loss in row.items()} for group, row in losses.items()}
 
     def prune(self) -> None:
         """Removes the channels, proves the result against the masked twin, and writes `pruned.safetensors`."""

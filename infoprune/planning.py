@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding, GroupPlan, Plan
 from infoprune.errors import UserError, did_you_mean
+from infoprune.sensitivity import allocate
 
 Widths = dict[str, int]
 Reduce = Literal["mean", "max", "sum"]
@@ -18,10 +19,11 @@ Reduce = Literal["mean", "max", "sum"]
 def plan(
     findings: Sequence[Finding],
     graph: ChannelGraph,
+    sensitivity: Mapping[str, Mapping[int, float]] | None = None,
     *,
     rank_by: str = "information_bottleneck",
     macs: float = 0.5,
-    allocation: Literal["uniform", "global"] = "uniform",
+    allocation: Literal["uniform", "global", "sensitivity"] = "uniform",
     reduce: Reduce = "mean",
     round_to: int = 1,
     min_width: int = 1,
@@ -34,11 +36,13 @@ def plan(
     Args:
         findings: what the analyses found; one of them must be `rank_by`.
         graph: channel groups and costs, from `channel_graph`.
+        sensitivity: for that allocation: per group, width -> loss, from `infoprune.repairing.measure_sensitivity`.
         rank_by: the analysis whose importance ranks the channels.
         macs: the budget in multiply-accumulates per sample: a share of the unpruned network's up to 1, above that a
             number.
         allocation: how groups share the loss: "uniform" gives each the same share of its width, "global" ranks the
-            channels of all groups together by score relative to their group's mean.
+            channels of all groups together by score relative to their group's mean, "sensitivity" cuts where measured
+            loss per multiply-accumulate is least.
         reduce: how the scores of several layers in one group become one score per channel.
         round_to: widths are multiples of this.
         min_width: least number of channels in a group.
@@ -63,8 +67,11 @@ def plan(
     floors = {group.name: _floor(group, round_to, min_width, min_share) for group in free}
     total = graph.macs({})
     target = _target(macs, total, graph.macs(floors))
-    share_of = _uniform(free) if allocation == "uniform" else _global(free, scores)
-    widths = _meet(target, graph.macs, free, floors, share_of, round_to)
+    if allocation == "sensitivity":
+        widths = _by_sensitivity(target, graph, free, floors, sensitivity, round_to)
+    else:
+        share_of = _uniform(free) if allocation == "uniform" else _global(free, scores)
+        widths = _meet(target, graph.macs, free, floors, share_of, round_to)
     after = graph.macs(widths)
     groups = tuple(_group_plan(group, widths, scores[group.name], graph, finding, allocation) for group in free)
     notes = (f"{after:,} of {total:,} MACs ({after / total:.1%}); asked for at most {target:,}",)
@@ -225,6 +232,31 @@ def _meet(
         wider = {**widths, group.name: min(group.width, widths[group.name] + _quantum(group, round_to))}
         if cost(wider) <= target:
             widths = wider
+    return widths
+
+
+def _by_sensitivity(
+    target: int,
+    graph: ChannelGraph,
+    groups: Sequence[ChannelGroup],
+    floors: Mapping[str, int],
+    sensitivity: Mapping[str, Mapping[int, float]] | None,
+    round_to: int,
+) -> Widths:
+    """Cheapest measured loss first; no group below what was measured of it."""
+    measured = {group.name: (sensitivity or {}).get(group.name) for group in groups}
+    lacking = [name for name, losses in measured.items() if not losses]
+    if lacking:
+        raise UserError(
+            f"[plan] allocation = 'sensitivity', but none was measured for {', '.join(lacking[:3])}; measure it, or "
+            "use another allocation"
+        )
+    table = {name: losses for name, losses in measured.items() if losses}
+    floor = {name: max(floors[name], min(losses)) for name, losses in table.items()}
+    widths = allocate(table, graph, target, round_to=round_to, floor=floor)
+    for group in groups:  # wider again where a grouped layer's parts would not divide
+        quantum = _quantum(group, round_to)
+        widths[group.name] = min(group.width, max(floor[group.name], widths[group.name] // quantum * quantum))
     return widths
 
 

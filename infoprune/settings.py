@@ -13,11 +13,13 @@ from infoprune.planning import plan
 from infoprune.profiling import profile
 from infoprune.recipe import Option, Recipe, Table, bind, options, type_name
 from infoprune.repairing import repair
+from infoprune.repairing.probing import measure_sensitivity
 from infoprune.splits import SplitName
 from infoprune.training import finetune
 
 # Recipe table -> the verb whose keyword-only arguments it sets; [run] seed stands for every verb's own.
 VERBS: dict[str, Callable[..., Any]] = {
+    "sensitivity": measure_sensitivity,
     "plan": plan,
     "repair": repair,
     "finetune": finetune,

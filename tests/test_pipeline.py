@@ -216,3 +216,16 @@ def test_training_makes_a_checkpoint_that_serves_as_weights(tmp_path: Path) -> N
     again, _ = run(tmp_path / "next", f"model.weights={tmp_path / 'trained.safetensors'}", until="analyze")
     found, trained = again.base.state_dict(), store.read_tensors(tmp_path / "trained.safetensors")
     assert all(torch.equal(found[name], trained[name]) for name in trained)
+
+
+def test_widths_from_measured_sensitivity(tmp_path: Path) -> None:
+    overrides = ["plan.allocation=sensitivity", "sensitivity.shares=[0.75, 0.5, 0.25]"]
+    job, log = run(tmp_path, *overrides, until="plan")
+    assert log.of("done") == ["analyze", "sensitivity", "plan"]
+    losses = store.read_json(tmp_path / "sensitivity.json")["losses"]
+    assert losses.keys() == {group.group for group in job.planned.groups}
+    assert all(loss >= 0 for row in losses.values() for loss in row.values())
+    assert job.planned.macs_after <= 0.5 * job.planned.macs_before
+    assert len({group.width_after / group.width_before for group in job.planned.groups}) > 3
+    _, log = run(tmp_path, *overrides, "plan.macs=0.6", until="plan")
+    assert log.of("up to date") == ["analyze", "sensitivity"]
