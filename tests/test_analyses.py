@@ -36,17 +36,22 @@ class TestContract:
     def test_scores_every_filter_with_finite_numbers(self, name: str, chain: nn.Module, batches: Batches) -> None:
         found = analyze(chain, batches, [registry.find("analyses", name)()])[0]
         widths = {"first": 6, "second": 8, "third": 4, "head": 3, "first_norm": 6, "second_norm": 8}
-        assert found.importance
+        assert found.importance or found.measures
         for layer, scores in found.importance.items():
             assert scores.shape == (widths[layer],)
             assert scores.isfinite().all()
+        for layer, width in found.widths.items():
+            assert 1 <= width <= widths[layer]
         for layer, measures in found.measures.items():
             for measure in measures.values():
-                assert measure.value.shape in ((), (widths[layer],))
+                # Figures of the network as a whole stand under a name that no layer has.
+                assert measure.value.shape in ((), (widths.get(layer, 0),))
                 assert measure.low is None or (measure.low <= measure.value).all()
                 assert measure.high is None or (measure.high >= measure.value).all()
 
     def test_does_not_see_the_order_of_layers(self, name: str, chain: nn.Module, batches: Batches) -> None:
+        if getattr(registry.find("analyses", name), "across_layers", False):
+            return  # it relates layers to one another
         whole = analyze(chain, batches, [registry.find("analyses", name)()])[0]
         for layer in whole.importance:
             alone = analyze(chain, batches, [registry.find("analyses", name)()], layers=[layer])[0]

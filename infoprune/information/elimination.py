@@ -29,12 +29,12 @@ class Elimination(NamedTuple):
     """The order in which variables went, and what each took along; the last entries belong to the most needed."""
 
     order: Int[Tensor, " c"]
-    information: Float64[Tensor, " c"]
-    """I(T_i; R | those still kept) of each variable in `order`, in bits."""
+    cost: Float64[Tensor, " c"]
+    """What each in `order` took along by the criterion: I(T_i; R | those still kept) in bits, or as `error`."""
     error: Float64[Tensor, " c"]
-    """Rise of the response's mean squared error by each, as a share of its variance."""
+    """Rise of the response's mean squared error by each in `order`, as a share of its variance."""
     given_all: Float64[Tensor, " c"]
-    """I(T_i; R | all others), by variable (not in `order`), in bits."""
+    """The cost of each variable (by variable, not in `order`) while all others are kept."""
     unexplained: float
     """Share of the response's variance that not even all variables explain linearly."""
 
@@ -79,28 +79,22 @@ def backward_elimination(
     """
     require_choice("criterion", criterion, ("information", "error"))
     count, variance = _checked(variables, cross, response, block, noise)
+    total = len(response) * variance
     state, left = _start(variables, cross, response, noise * variance, criterion)
-    unexplained = max(0.0, float(left.trace())) / (len(response) * variance)
     alive = torch.ones(count, dtype=torch.bool, device=cross.device)
-    order, information, error, given_all = list[int](), list[float](), list[float](), torch.empty(0)
+    order, costs, errors, given_all = list[int](), list[float](), list[float](), torch.empty(0)
     for step in range(count):
-        gains, rises = _costs(state, block, alive, criterion)
-        if step == 0:
-            given_all = gains
-        # The gain is what the variable costs by the criterion; the first of equals goes, so that the order is unique.
-        best = int((gains if criterion == "information" else rises).argmin())
+        cost, error = _costs(state, total, block, alive, criterion)
+        given_all = given_all if step else cost
+        best = int(cost.argmin())  # the first of equals, so that the order is unique
         order.append(best)
-        information.append(float(gains[best]))
-        error.append(float(rises[best]) / (len(response) * variance))
+        costs.append(float(cost[best]))
+        errors.append(float(error[best]))
         alive[best] = False
         state = _without(state, best, block, criterion)
-    return Elimination(
-        torch.tensor(order),
-        torch.tensor(information, dtype=torch.float64),
-        torch.tensor(error, dtype=torch.float64),
-        given_all,
-        unexplained,
-    )
+    taken = torch.tensor([costs, errors], dtype=torch.float64)
+    unexplained = max(0.0, float(left.trace())) / total
+    return Elimination(torch.tensor(order), taken[0], taken[1], given_all.cpu(), unexplained)
 
 
 def _checked(
@@ -145,9 +139,9 @@ def _start(
 
 
 def _costs(
-    state: _State, block: int, alive: Bool[Tensor, " c"], criterion: str
+    state: _State, total: float, block: int, alive: Bool[Tensor, " c"], criterion: str
 ) -> tuple[Float64[Tensor, " c"], Float64[Tensor, " c"]]:
-    """½ log2 det(1 + P_ii⁻¹ β_iᵀ Σ⁻¹ β_i) and tr(P_ii⁻¹ β_iᵀ β_i) of every kept variable; infinite for the others."""
+    """½ log2 det(1 + P_ii⁻¹ β_iᵀ Σ⁻¹ β_i) and tr(P_ii⁻¹ β_iᵀ β_i) / total of every kept variable."""
     k, count = len(state.coefficients), len(alive)
     taps = torch.arange(count * block, device=alive.device).view(count, block)
     own = state.precision[taps[:, :, None], taps[:, None, :]]
@@ -155,16 +149,15 @@ def _costs(
     factor = torch.linalg.cholesky(own)
     beta = state.coefficients.view(k, count, block).permute(1, 0, 2)
     seen = beta.mT @ beta
-    rises = torch.cholesky_solve(seen, factor).diagonal(dim1=1, dim2=2).sum(1).clamp_min(0)
-    gains = rises
+    error = torch.cholesky_solve(seen, factor).diagonal(dim1=1, dim2=2).sum(1).clamp_min(0) / total
+    cost = error
     if criterion == "information":
         seen = beta.mT @ state.weighted.view(k, count, block).permute(1, 0, 2)
         inner = torch.linalg.solve_triangular(factor, (seen + seen.mT) / 2, upper=False)
         inner = torch.linalg.solve_triangular(factor, inner.mT, upper=False)
         inner.diagonal(dim1=1, dim2=2).add_(1)
-        gains = (torch.logdet(inner) / (2 * math.log(2))).clamp_min(0)
-    dead = torch.full_like(gains, math.inf)
-    return torch.where(alive, gains, dead), torch.where(alive, rises, dead)
+        cost = (torch.logdet(inner) / (2 * math.log(2))).clamp_min(0)
+    return cost.masked_fill(~alive, math.inf), error.masked_fill(~alive, math.inf)
 
 
 def _without(state: _State, gone: int, block: int, criterion: str) -> _State:

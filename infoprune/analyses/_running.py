@@ -1,0 +1,79 @@
+"""Figures of one layer over mini-batches, as running sums."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from infoprune.artifacts import Measure
+from infoprune.errors import UserError
+
+
+class Running:
+    """Mean of named figures over mini-batches and its 95 % interval (Student's t), in constant memory.
+
+    A figure is a number or one number per filter. NaN stands for "undefined in this mini-batch": such entries are
+    left out and counted, never averaged in.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def add(self, figures: Mapping[str, Tensor | float]) -> None:
+        """Adds the figures of one mini-batch (Welford's update, which does not cancel)."""
+        for name, figure in figures.items():
+            value = torch.as_tensor(figure, dtype=torch.float64).detach().cpu()
+            zeros = torch.zeros_like(value)
+            count, mean, squares = self._sums.get(name, (zeros, zeros, zeros))
+            known = ~value.isnan()
+            count = count + known
+            step = torch.where(known, value - mean, 0.0)
+            mean = mean + step / count.clamp_min(1)
+            squares = squares + step * torch.where(known, value - mean, 0.0)
+            self._sums[name] = (count, mean, squares)
+
+    def mean(self, name: str) -> Tensor:
+        """Mean over the mini-batches in which the figure is defined; NaN where there was none."""
+        count, mean, _ = self._sums[name]
+        return torch.where(count > 0, mean, torch.nan)
+
+    def undefined(self, name: str) -> Tensor:
+        """Which entries were defined in no mini-batch."""
+        return self._sums[name][0] == 0
+
+    def measures(self, units: Mapping[str, str] | None = None) -> dict[str, Measure]:
+        """All figures as measures; in bits where `units` says nothing else."""
+        return {name: self._measure(name, (units or {}).get(name, "bits")) for name in self._sums}
+
+    def _measure(self, name: str, unit: str) -> Measure:
+        count, _, squares = self._sums[name]
+        value = self.mean(name)
+        if not (count > 1).any():
+            return Measure(value, unit=unit)
+        quantile = torch.as_tensor(stats.t.ppf(0.975, (count - 1).clamp_min(1).numpy()), dtype=torch.float64)
+        half = quantile * (squares.clamp_min(0) / (count - 1).clamp_min(1) / count.clamp_min(1)).sqrt()
+        # One mini-batch says nothing about spread, so where others had two such an entry's interval is unknown.
+        half = torch.where(count > 1, half, torch.nan)
+        return Measure(value, value - half, value + half, unit)
+
+
+def require(analysis: str, options: Iterable[tuple[str, Any, bool, str]]) -> None:
+    """Refuses the first option that is not fine.
+
+    Args:
+        analysis: its name in recipes.
+        options: name, value, whether it is fine, and what is expected.
+
+    Raises:
+        UserError: "[analyses.NAME] option = value: expected …".
+    """
+    for option, value, fine, expected in options:
+        if not fine:
+            raise UserError(f"[analyses.{analysis}] {option} = {value}: expected {expected}")
+
+
+def by_layer(running: Mapping[str, Running], units: Mapping[str, str] | None = None) -> dict[str, dict[str, Measure]]:
+    """The measures of every layer."""
+    return {layer: sums.measures(units) for layer, sums in running.items()}
