@@ -5,7 +5,7 @@ this process, there is one process, the first, and every function here returns w
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
@@ -170,6 +170,11 @@ def from_first(values: Sequence[float]) -> list[float]:
     told = torch.tensor(values, dtype=torch.float64, device=_meeting_place())
     dist.broadcast(told, src=0)
     return list(told.tolist())
+
+
+def decide(question: Callable[[], bool]) -> bool:
+    """The first process's answer; the others do not ask themselves, and wait for it."""
+    return from_first([float(is_first() and question())]) == [1.0]
 
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:

@@ -1,14 +1,14 @@
 """One pass over the calibration batches feeds every analysis at once, one layer at a time."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infoprune import registry
-from infoprune.artifacts import Analysis, BatchView, Finding, LayerView
+from infoprune import distributed, registry
+from infoprune.artifacts import Analysis, BatchView, Finding, Joinable, LayerView
 from infoprune.errors import UserError, did_you_mean
 from infoprune.modes import evaluating
 
@@ -28,7 +28,8 @@ def analyze(
 
     Args:
         model: any module; its mode, parameters and hooks are afterwards as before.
-        batches: pairs `(images, labels)`: `samples x channels x height x width` and class indices `samples`.
+        batches: pairs `(images, labels)`: `samples x channels x height x width` and class indices `samples`; a
+            `distributed.Share` of them where processes share the work, whose running sums are then joined.
         analyses: names of analyses, to be run with their defaults, or instances, the user's own included.
         on_batch: called with the number of batches done.
         layers: dotted names to observe; by default all layers of the kinds that an analysis observes.
@@ -43,16 +44,38 @@ def analyze(
     running: list[Analysis] = [
         registry.find("analyses", analysis)() if isinstance(analysis, str) else analysis for analysis in analyses
     ]
-    watched = _watched(model, running, layers)
-    gradients = any(analysis.needs_gradients for analysis in running)
+    joint = distributed.sharers(batches) > 1
+    # An analysis whose sums cannot be joined sees all batches on every process.
+    alone = [analysis for analysis in running if joint and not isinstance(analysis, Joinable)]
+    shared = [analysis for analysis in running if not joint or isinstance(analysis, Joinable)]
+    count = 0
+    for some, part in ((shared, batches), (alone, getattr(batches, "whole", ()))):
+        if some:
+            count += _observe(model, part, some, _watched(model, some, layers), on_batch)
+    if running and count == 0:
+        raise UserError("no calibration batches came; give at least one batch of images and labels")
+    if joint:
+        _join([analysis for analysis in shared if isinstance(analysis, Joinable)])
+    return [analysis.conclude() for analysis in running]
+
+
+def _observe(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    analyses: Sequence[Analysis],
+    watched: Mapping[str, nn.Module],
+    on_batch: Callable[[int], None] | None,
+) -> int:
+    gradients = any(analysis.needs_gradients for analysis in analyses)
+    first, stride = getattr(batches, "rank", 0), distributed.sharers(batches)
     count = 0
     with evaluating(model), ExitStack() as hooks:
         batch: list[BatchView] = []
         for name, module in watched.items():
-            observers = [analysis for analysis in running if isinstance(module, analysis.observes)]
+            observers = [analysis for analysis in analyses if isinstance(module, analysis.observes)]
             hooks.callback(module.register_forward_hook(_hook(name, observers, batch)).remove)
         for count, (images, labels) in enumerate(batches, start=1):
-            batch[:] = [BatchView(images, labels, count - 1)]
+            batch[:] = [BatchView(images, labels, first + stride * (count - 1))]
             if gradients:
                 _forward_and_backward(model, images, labels)
             else:
@@ -60,9 +83,19 @@ def analyze(
                     model(images)
             if on_batch is not None:
                 on_batch(count)
-    if count == 0:
-        raise UserError("no calibration batches came; give at least one batch of images and labels")
-    return [analysis.conclude() for analysis in running]
+    return count
+
+
+def _join(analyses: Sequence[Joinable]) -> None:
+    """All running sums of all analyses in one all-reduce."""
+    named = [(f"{number}.", analysis) for number, analysis in enumerate(analyses)]
+    mine = {prefix + name: value for prefix, analysis in named for name, value in analysis.sums().items()}
+    rows = distributed.gather(mine)
+    for prefix, analysis in named:
+        parts = [
+            {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)} for row in rows
+        ]
+        analysis.join(parts)
 
 
 def _watched(model: nn.Module, analyses: Sequence[Analysis], layers: Sequence[str] | None) -> dict[str, nn.Module]:

@@ -1,22 +1,20 @@
 """Recipe -> run directory: each step leaves one artifact, and is skipped where that came from equal inputs."""
 
 import copy
-import csv
 import dataclasses
-import io
 import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 
-from infoprune import __version__, checkpoint, reporting, store
-from infoprune.artifacts import Analysis, EpochRecord, Finding, StageMetrics, Verification
+from infoprune import __version__, checkpoint, distributed, reporting, store
+from infoprune.artifacts import Analysis, Finding, Score, StageMetrics, Verification
 from infoprune.encoding import from_json, to_json
 from infoprune.exporting import export
+from infoprune.histories import read_history
 from infoprune.observing import analyze
 from infoprune.planning import group_scores, plan
 from infoprune.profiling import profile
@@ -24,7 +22,7 @@ from infoprune.pruning import prune
 from infoprune.recipe import Recipe
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
-from infoprune.training import evaluate, finetune
+from infoprune.training import evaluate
 from infoprune.verifying import verify
 from infoprune.workspace import MADE_FROM, Progress, Workspace
 
@@ -59,36 +57,38 @@ class Run(Workspace):
 
     def until(self, step: str) -> None:
         """Runs one step of `STEPS` and all that it needs."""
-        getattr(self, step)()
+        with distributed.together():
+            getattr(self, step)()
 
     def analyze(self) -> None:
         """Runs the analyses whose findings are missing or came from something else, in one pass."""
-        stale: dict[str, Analysis] = {}
+        if "analyze" in self._told:
+            return
+        self._told.add("analyze")
         made_from = {name: self._made_from(options) for name, options in self.settings.analyses.items()}
-        for name, analysis in self._analyses.items():
-            path = self._finding_file(name)
-            if not path.exists() or self._origin_of(path) != made_from[name]:
-                stale[name] = analysis
+        stale: dict[str, Analysis] = {
+            name: analysis
+            for name, analysis in self._analyses.items()
+            if not self._is_there(self._finding_file(name), made_from[name])
+        }
         if not stale:
-            if "analyze" not in self._told:
-                self.progress.step("analyze", "up to date")
-            self._told.add("analyze")
+            self.progress.step("analyze", "up to date")
             return
         self.progress.step("analyze", "running")
         groups = [group for group in self.graph.groups if not group.refusal]
         layers = [member.layer for group in groups for member in group.members if member.side == "out"]
-        total = len(self.calibration)
+        share = distributed.Share(self.calibration)
         found = analyze(
             self.base,
-            self.calibration,
+            share,
             list(stale.values()),
-            lambda done: self.progress.advance("analyze", done, total),
+            lambda done: self.progress.advance("analyze", done, len(share)),
             layers=layers,
         )
-        for name, finding in zip(stale, found, strict=True):
+        for name, finding in zip(stale, found, strict=True) if distributed.is_first() else ():
             store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **to_json(finding)})
+        distributed.wait()
         self.progress.step("analyze", "done")
-        self._told.add("analyze")
 
     def _finding_file(self, name: str) -> Path:
         return self.out / "findings" / f"{name.replace(':', '.').replace('/', '.')}.json"
@@ -167,56 +167,41 @@ class Run(Workspace):
     def finetune(self) -> None:
         """Trains the repaired model with the unpruned one as teacher and writes `finetuned.safetensors`."""
         self.repair()
-        options, run_options = self.settings.verbs["finetune"], self.settings.run
-        given = {**options, "batch_size": run_options.batch_size}
+        options = self.settings.verbs["finetune"]
+        given = {**options, "batch_size": self.settings.run.batch_size}
         made_from = self._made_from(given, self._file("repaired"), calibrated=False)
 
         def make() -> None:
-            model = copy.deepcopy(self._model("repaired"))
-            history = finetune(
-                model,
-                self._batches("train"),
-                self._batches("validation"),
-                self.base,
-                self._advance("finetune"),
-                seed=run_options.seed,
-                **options,
-            )
-            self._write_history("history.csv", history)
-            self._save("finetuned", model, made_from)
+            self._fit("finetune", copy.deepcopy(self._model("repaired")), self.base, made_from)
 
-        self._step("finetune", self._file("finetuned"), made_from, make)
-
-    def _write_history(self, name: str, history: list[EpochRecord]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(EpochRecord)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(record) for record in history)
-        store.write_atomically(self.out / name, lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
-
-    def _history(self, name: str) -> list[EpochRecord]:
-        with (self.out / name).open(encoding="utf-8", newline="") as file:
-            return msgspec.convert(list(csv.DictReader(file)), list[EpochRecord], strict=False)
+        self._step("finetune", self._file("finetuned"), made_from, make, together=True)
+        self._epochs("finetune", made_from).clear()
 
     def evaluate(self) -> None:
         """Measures all four stages on the test split and writes `metrics.json`."""
         self.finetune()
         options = self.settings.verbs["evaluate"]
-        if not self._file("base").exists() or self._origin_of(self._file("base")) != self._made_from({}):
-            self._save("base", self.base, self._made_from({}))
+        origin = self._made_from({})
+        if not self._is_there(self._file("base"), origin):
+            self._save("base", self.base, origin)
+            distributed.wait()
         made_from = self._made_from(options, *(self._file(stage) for stage in STAGES), calibrated=False)
 
         def make() -> None:
-            rows = {stage: to_json(self._measure(stage, options)) for stage in STAGES}
+            scores = {stage: self._score(stage) for stage in STAGES}
+            if not distributed.is_first():
+                return
+            rows = {stage: to_json(self._measure(stage, score, options)) for stage, score in scores.items()}
             proof = checkpoint.header_of(self._file("pruned"))["verification"]
             store.write_json(self.out / "metrics.json", {MADE_FROM: made_from, **rows, "verification": proof})
 
-        self._step("evaluate", self.out / "metrics.json", made_from, make)
+        self._step("evaluate", self.out / "metrics.json", made_from, make, together=True)
 
-    def _measure(self, stage: str, options: Mapping[str, Any]) -> StageMetrics:
-        model = self._model(stage)
-        score = evaluate(model, self._batches("test"), self._advance(f"evaluate {stage}"))
-        cost = profile(model, self.calibration[0][0], **options)
+    def _score(self, stage: str) -> Score:
+        return evaluate(self._model(stage), self._batches("test"), self._advance(f"evaluate {stage}"))
+
+    def _measure(self, stage: str, score: Score, options: Mapping[str, Any]) -> StageMetrics:
+        cost = profile(self._model(stage), self.calibration[0][0], **options)
         size = self._file(stage).stat().st_size
         return StageMetrics(score.accuracy, score.loss, cost.parameters, cost.macs, size, cost.latency)
 
@@ -263,7 +248,7 @@ class Run(Workspace):
             metrics=self.metrics(),
             verification=from_json(proof, Verification, "metrics.json"),
             findings=self.findings(),
-            history=self._history("history.csv"),
+            history=read_history(self.out / "history.csv"),
             versions={
                 "infoprune": __version__,
                 "Python": platform.python_version(),
@@ -274,21 +259,13 @@ class Run(Workspace):
 
     def train(self) -> StageMetrics:
         """Trains the recipe's model from scratch and writes `trained.safetensors`: how shipped weights are made."""
-        seed, options = self.settings.run.seed, self.settings.verbs["train"]
-        torch.manual_seed(seed)
-        model = checkpoint.build(self.settings.model).to(self.device)
-        self.progress.step("train", "running")
-        history = finetune(
-            model,
-            self._batches("train"),
-            self._batches("validation"),
-            None,
-            self._advance("train"),
-            seed=seed,
-            **options,
-        )
-        self._write_history("training.csv", history)
-        checkpoint.save(self._file("trained"), model, self.settings.model)
-        self._models["trained"] = model
-        self.progress.step("train", "done")
-        return self._measure("trained", self.settings.verbs["evaluate"])
+        with distributed.together():
+            torch.manual_seed(self.settings.run.seed)
+            model = checkpoint.build(self.settings.model).to(self.device)
+            self.progress.step("train", "running")
+            given = {**self.settings.verbs["train"], "batch_size": self.settings.run.batch_size}
+            made_from = self._made_from(given, calibrated=False)
+            self._fit("train", model, None, made_from)
+            self._epochs("train", made_from).clear()
+            self.progress.step("train", "done")
+            return self._measure("trained", self._score("trained"), self.settings.verbs["evaluate"])

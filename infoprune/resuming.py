@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from infoprune import store
+from infoprune import distributed, store
 from infoprune.encoding import to_json
+from infoprune.epochs import kept_weights
 from infoprune.errors import UserError
 
 KEY = "training"
@@ -49,8 +50,14 @@ class EpochFile:
         header = {"made_from": self._origin(made_by), "notes": notes}
         store.write_tensors(self.path, tensors, {KEY: json.dumps(header)})
 
+    def weights(self, which: Literal["best", "last"]) -> dict[str, Tensor]:
+        """The weights that training kept of the best epoch or the last; empty where no epoch was saved."""
+        return kept_weights(which, store.read_tensors(self.path)) if self.path.exists() else {}
+
     def clear(self) -> None:
-        """Removes the file, and what a process that was killed while it wrote has left beside it."""
+        """Removes the file, and what a process that was killed while it wrote has left beside it; the first's task."""
+        if not distributed.is_first():
+            return
         self.path.unlink(missing_ok=True)
         for torn in self.path.parent.glob(f".{self.path.name}.*{self.path.suffix}"):
             torn.unlink(missing_ok=True)

@@ -4,22 +4,28 @@ import copy
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from infoprune import __version__, checkpoint, registry, store
+from infoprune import __version__, checkpoint, distributed, registry, store
 from infoprune.artifacts import Analysis, ChannelGraph, Plan
 from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
+from infoprune.histories import write_history
 from infoprune.pruning import channel_graph, check_kept
 from infoprune.recipe import Recipe
-from infoprune.settings import Settings, bind_recipe
+from infoprune.resuming import EpochFile
+from infoprune.settings import SEEDED, Settings, bind_recipe
 from infoprune.splits import Batches, Data, SplitName
+from infoprune.training import check_options, finetune
 
 # Under this name every artifact says which options and inputs it came from.
 MADE_FROM = "made_from"
+# What the two verbs that train leave: a model, and the history of its training.
+FITS = {"finetune": ("finetuned", "history.csv"), "train": ("trained", "training.csv")}
+WHOLE = ("base", "trained")  # stages in which nothing is pruned
 
 
 class Progress(Protocol):
@@ -59,9 +65,11 @@ class Workspace:
         self._analyses: dict[str, Analysis] = {
             name: registry.find("analyses", name)(**options) for name, options in self.settings.analyses.items()
         }
+        for verb in SEEDED:
+            check_options(**self.settings.verbs[verb])
         self._models: dict[str, nn.Module] = {}
         self._told: set[str] = set()
-        self.device = checkpoint.device_for(self.settings.run.device)
+        self.device = checkpoint.device_for(distributed.start(self.settings.run.device))
         if self.settings.run.threads:
             torch.set_num_threads(self.settings.run.threads)
 
@@ -121,17 +129,28 @@ class Workspace:
         )
         return made_from
 
-    def _step(self, name: str, path: Path, made_from: Mapping[str, Any], make: Callable[[], None]) -> None:
-        """Makes an artifact, unless the one that is there says it came from the same."""
+    def _step(
+        self, name: str, path: Path, made_from: Mapping[str, Any], make: Callable[[], None], together: bool = False
+    ) -> None:
+        """Makes an artifact, unless the one that is there says it came from the same.
+
+        Of several processes the first decides and makes; the others take part where it is made `together`, and wait.
+        """
         if name in self._told:
             return
-        if path.exists() and self._origin_of(path) == made_from:
+        if self._is_there(path, made_from):
             self.progress.step(name, "up to date")
         else:
             self.progress.step(name, "running")
-            make()
+            if together or distributed.is_first():
+                make()
+            distributed.wait()
             self.progress.step(name, "done")
         self._told.add(name)
+
+    def _is_there(self, path: Path, made_from: Mapping[str, Any]) -> bool:
+        """Whether an artifact came from these options and inputs, as the first process finds it."""
+        return distributed.decide(lambda: path.exists() and self._origin_of(path) == made_from)
 
     def _origin_of(self, path: Path) -> Any:
         if path.suffix == store.SAFETENSORS:
@@ -151,8 +170,33 @@ class Workspace:
 
     def _save(self, stage: str, model: nn.Module, made_from: Mapping[str, Any], **notes: Any) -> None:
         self._models[stage] = model
-        pruning = None if stage == "base" else self.planned
-        checkpoint.save(self._file(stage), model, self.settings.model, pruning, **{MADE_FROM: made_from}, **notes)
+        if distributed.is_first():
+            pruning = None if stage.startswith(WHOLE) else self.planned
+            checkpoint.save(self._file(stage), model, self.settings.model, pruning, **{MADE_FROM: made_from}, **notes)
+
+    def _fit(self, verb: str, model: nn.Module, teacher: nn.Module | None, made_from: Mapping[str, Any]) -> None:
+        """Trains a model in place, going on where a killed run got to, and writes it, its history and its other half.
+
+        That is the best epoch's weights where the last one's are kept, and the other way round.
+        """
+        options, (stage, history) = self.settings.verbs[verb], FITS[verb]
+        epochs, seed = self._epochs(verb, made_from), self.settings.run.seed
+        batches, validation = self._batches("train"), self._batches("validation")
+        records = finetune(model, batches, validation, teacher, self._advance(verb), epochs, seed=seed, **options)
+        other: Literal["best", "last"] = "best" if options["keep"] == "last" else "last"
+        if distributed.is_first():
+            write_history(self.out / history, records)
+            self._file(f"{stage}-{other}").unlink(missing_ok=True)
+        if weights := epochs.weights(other):
+            twin = copy.deepcopy(model)
+            twin.load_state_dict(weights)
+            self._save(f"{stage}-{other}", twin, made_from)
+        self._save(stage, model, made_from)
+        distributed.wait()
+
+    def _epochs(self, verb: str, made_from: Mapping[str, Any]) -> EpochFile:
+        """Where the state of a training lies until its artifact is written."""
+        return EpochFile(self.out / f".{FITS[verb][0]}.epochs{store.SAFETENSORS}", made_from)
 
     def _advance(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress.advance(what, done, total)
@@ -160,7 +204,9 @@ class Workspace:
     def _batches(self, split: SplitName) -> Batches:
         seed = self.settings.run.seed if split == "train" else None
         size = self.settings.run.batch_size
-        return self.data.batches(split, batch_size=size, seed=seed, augment=split == "train", device=self.device)
+        return self.data.batches(
+            split, batch_size=size, seed=seed, augment=split == "train", device=self.device, shared=True
+        )
 
     @cached_property
     def planned(self) -> Plan:

@@ -211,7 +211,7 @@ def test_another_ranking_needs_no_table_of_its_own(tmp_path: Path) -> None:
 
 def test_training_makes_a_checkpoint_that_serves_as_weights(tmp_path: Path) -> None:
     job = pipeline.Run(recipe.read("digits", [*QUICK, "train.epochs=1"]), tmp_path)
-    assert job.train().accuracy > 0.2
+    assert job.train().accuracy > 0.15  # of 0.1 by chance; the number of threads moves it from 0.19 to 0.21
     assert (tmp_path / "training.csv").read_text().count("\n") == 2
     again, _ = run(tmp_path / "next", f"model.weights={tmp_path / 'trained.safetensors'}", until="analyze")
     found, trained = again.base.state_dict(), store.read_tensors(tmp_path / "trained.safetensors")

@@ -31,6 +31,7 @@ FLOORS = {
     "datasets": 3,
     "checkpoint": 4,
     "reporting": 4,
+    "histories": 4,
     "resuming": 4,
     "settings": 4,
     "workspace": 5,

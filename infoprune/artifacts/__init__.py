@@ -1,7 +1,7 @@
 """The nouns, in the order in which the flow makes them: views, findings, channel groups, plans, metrics."""
 
 from infoprune.artifacts.channels import ChannelGraph, ChannelGroup, LayerCost, Member, width_of
-from infoprune.artifacts.findings import Analysis, Finding, Flag, Measure
+from infoprune.artifacts.findings import Analysis, Finding, Flag, Joinable, Measure
 from infoprune.artifacts.metrics import EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
 from infoprune.artifacts.plans import GroupPlan, Plan
 from infoprune.artifacts.views import BatchView, LayerView, Memo
@@ -15,6 +15,7 @@ __all__ = [
     "Finding",
     "Flag",
     "GroupPlan",
+    "Joinable",
     "Latency",
     "LayerCost",
     "LayerView",

@@ -1,6 +1,6 @@
 """What an analysis is, and what it finds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -75,3 +75,14 @@ class Analysis(Protocol):
 
     def conclude(self) -> Finding:
         """Turns the running sums into a finding."""
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """An analysis of which several processes can each do a part; one without these sees all batches on each of them."""
+
+    def sums(self) -> Mapping[str, Tensor]:
+        """The running sums of the batches seen here, by name; empty where batches change nothing."""
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Replaces them by those of all batches: `parts` are the sums of every process, this one included."""
