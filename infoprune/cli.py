@@ -1,5 +1,6 @@
 """The command line: click and rich live here and nowhere else; torch is imported only by commands that need it."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from infoprune import __version__
+from infoprune import __version__, tables
 from infoprune.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from infoprune.artifacts import StageMetrics
     from infoprune.pipeline import Run
 
 STEPS = {
@@ -29,6 +29,8 @@ STEPS = {
     "export": "Write the fine-tuned network in other formats under export/.",
     "report": "Write report.html.",
 }
+# torchrun numbers the processes that it starts; only the first shows how far the job is and what came of it.
+PROCESS = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 out = Console()
 err = Console(stderr=True)
 
@@ -37,7 +39,7 @@ class _Display:
     """Draws the progress of a run: a line per step, a bar for what takes long."""
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+        self.quiet = quiet = quiet or PROCESS > 0
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -73,7 +75,8 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except (UserError, RunError) as error:
-        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        who = f"process {PROCESS}: " if PROCESS else ""
+        err.print(f"[bold red]error:[/] {who}{_plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         err.print("interrupted; the same command again goes on with the step that was running")
@@ -138,10 +141,15 @@ def _add_steps() -> None:
 
 
 def _conclude(job: "Run", step: str) -> None:
+    from infoprune import distributed
+
+    distributed.stop()
+    if PROCESS:
+        return
     if step in ("evaluate", "report"):
-        out.print(_stage_table(job.metrics()))
+        out.print(tables.stage_table(job.metrics()))
     if step == "plan":
-        out.print(_plan_table(job))
+        out.print(tables.plan_table(job))
     err.print(f"artifacts are in {job.out}", highlight=False, soft_wrap=True)
 
 
@@ -165,8 +173,9 @@ def train(recipe: str, out: Path | None, overrides: tuple[str, ...], quiet: bool
     with _failures(), display.bars:
         job = _job(recipe, out, overrides, display)
         measured = job.train()
-    globals()["out"].print(_stage_table({"trained": measured}))
-    err.print(f"artifacts are in {job.out}", highlight=False, soft_wrap=True)
+    if not PROCESS:
+        globals()["out"].print(tables.stage_table({"trained": measured}))
+    _conclude(job, "train")
 
 
 @main.command(short_help="Show the options of a recipe table.")
@@ -244,54 +253,3 @@ def recipes() -> None:
     for name, path in shipped().items():
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         out.print(f"{name:20} {first}", highlight=False, soft_wrap=True)
-
-
-def _stage_table(metrics: "dict[str, StageMetrics]") -> Table:
-    table = Table("", "accuracy", "parameters", "MACs", "file", "latency", box=box.SIMPLE)
-    first = next(iter(metrics.values()))
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "right" if column.header else "left"
-    for stage, row in metrics.items():
-        time = row.latency_ms
-        table.add_row(
-            stage,
-            f"{row.accuracy:.2%}",
-            f"{_short(row.parameters)} {row.parameters / first.parameters:.0%}",
-            f"{_short(row.macs)} {row.macs / first.macs:.1%}",
-            f"{_short(row.bytes)}B",
-            f"{time.median:.2f} ± {time.iqr / 2:.2f} ms",
-        )
-    time = first.latency_ms
-    table.caption = (
-        f"test split; MACs per sample; latency of one forward pass: median ± half the IQR, batch {time.batch}, "
-        f"{time.device}, {time.threads} threads"
-    )
-    return table
-
-
-def _short(number: float) -> str:
-    """Three digits and a unit, so that the table fits a terminal of 80 columns.
-
-    >>> _short(3287116), _short(712)
-    ('3.29 M', '712 ')
-    """
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} "
-
-
-def _plan_table(job: "Run") -> Table:
-    table = Table("group", "width", "MACs of its layers", "why")
-    for group in job.planned.groups:
-        table.add_row(
-            group.group,
-            f"{group.width_before} → {group.width_after}",
-            f"{group.macs_before:,} → {group.macs_after:,}",
-            group.reason,
-        )
-    for name, reason in job.planned.refused.items():
-        table.add_row(name, "whole", "", reason)
-    table.caption = "; ".join(job.planned.notes)
-    return table

@@ -188,6 +188,16 @@ def wait() -> None:
     sum_over_ranks([torch.zeros(1)])
 
 
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """First the first process alone, then the others: for what measures time."""
+    if not is_first():
+        wait()
+    yield
+    if is_first():
+        wait()
+
+
 def _meeting_place() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 

@@ -268,4 +268,6 @@ class Run(Workspace):
             self._fit("train", model, None, made_from)
             self._epochs("train", made_from).clear()
             self.progress.step("train", "done")
-            return self._measure("trained", self._score("trained"), self.settings.verbs["evaluate"])
+            score = self._score("trained")
+            with distributed.in_turn():
+                return self._measure("trained", score, self.settings.verbs["evaluate"])

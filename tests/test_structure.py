@@ -50,6 +50,7 @@ ANNEXES = {
     "measuring": "training",
     "mixing": "training",
     "objectives": "training",
+    "tables": "cli",
 }
 DOORS = {
     "torch_pruning": {"pruning"},
