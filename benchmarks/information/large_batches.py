@@ -17,9 +17,17 @@ from infoprune.information.traces import METHODS, estimate_entropy
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--largest", type=int, default=8192)
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 5, 100])
+    parser.add_argument("--threads", type=int, help="of torch; processor seconds on one suffer least from others")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    lines = header(f"python -m benchmarks.information.large_batches --largest {options.largest}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dimensions = " ".join(map(str, options.dimensions))
+    lines = header(
+        f"python -m benchmarks.information.large_batches --largest {options.largest} --dimensions {dimensions}"
+        + (f" --threads {options.threads}" if options.threads else "")
+    )
     lines += [
         "Standard normal samples, default kernel width, α = 1. `exact` finds all eigenvalues; `stochastic` is 30 "
         "probes of 40 Lanczos steps, stated error one standard error; `low_rank` is pivoted Cholesky to 1e-6 of the "
@@ -28,7 +36,7 @@ def main() -> None:
         "| d | n | method | S, bit | stated error | true error | wall s | processor s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for dimension in (5, 100):
+    for dimension in options.dimensions:
         n = 512
         while n <= options.largest:
             generator = torch.Generator().manual_seed(n)

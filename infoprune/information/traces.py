@@ -127,7 +127,7 @@ def _stochastic(
     if probes < 2 or steps < 2:
         raise ValueError(f"probes = {probes}, steps = {steps}: expected at least 2 of each.")
     n = len(matrix)
-    signs = torch.randint(0, 2, (n, probes), generator=generator).double() * 2 - 1
+    signs = torch.randint(0, 2, (probes, n), generator=generator).double() * 2 - 1
     ritz, weights = _lanczos(matrix, signs.to(matrix.device), steps)
     ritz, weights = ritz.clamp_min(0), n * weights
     shannon = abs(alpha - 1) < NEAR_ONE
@@ -145,25 +145,27 @@ def _stochastic(
 
 
 def _lanczos(
-    matrix: Float64[Tensor, "n n"], start: Float64[Tensor, "n p"], steps: int
+    matrix: Float64[Tensor, "n n"], start: Float64[Tensor, "p n"], steps: int
 ) -> tuple[Float64[Tensor, "p k"], Float64[Tensor, "p k"]]:
     """Gauss nodes and weights (summing to 1) of each start vector's spectral measure."""
-    basis = start.new_zeros(steps + 1, *start.shape)
-    basis[0] = start / start.norm(dim=0)
-    diagonal, beside = start.new_zeros(steps, start.shape[1]), start.new_zeros(steps, start.shape[1])
+    count, n = start.shape
+    basis = start.new_zeros(count, steps + 1, n)
+    basis[:, 0] = start / start.norm(dim=1, keepdim=True)
+    diagonal, beside = start.new_zeros(count, steps), start.new_zeros(count, steps)
     for k in range(steps):
-        following = matrix @ basis[k]
-        diagonal[k] = (following * basis[k]).sum(0)
+        following = basis[:, k] @ matrix  # symmetric
+        diagonal[:, k] = (following * basis[:, k]).sum(1)
+        known = basis[:, : k + 1]
         for _ in range(2):  # twice is enough: full re-orthogonalisation keeps ghost copies of λ_1 out
-            overlap = (basis[: k + 1] * following).sum(1)
-            following = following - torch.einsum("knp,kp->np", basis[: k + 1], overlap)
-        beside[k] = following.norm(dim=0)
+            overlap = known @ following[..., None]
+            following = following - (overlap.mT @ known)[:, 0]
+        beside[:, k] = following.norm(dim=1)
         # an exhausted space leaves round-off: stop it from being blown up to a new direction
-        live = beside[k] > 1e-13
-        basis[k + 1] = torch.where(live, following / beside[k].clamp_min(1e-300), 0.0)
-        beside[k] *= live
-    tridiagonal = torch.diag_embed(diagonal.mT)
-    off = beside[:-1].mT
+        live = beside[:, k, None] > 1e-13
+        basis[:, k + 1] = torch.where(live, following / beside[:, k, None].clamp_min(1e-300), 0.0)
+        beside[:, k] *= live[:, 0]
+    tridiagonal = torch.diag_embed(diagonal)
+    off = beside[:, :-1]
     tridiagonal += torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     nodes, vectors = torch.linalg.eigh(tridiagonal)
     return nodes, vectors[:, 0].square()
