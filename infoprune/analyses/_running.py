@@ -1,6 +1,6 @@
 """Figures of one layer over mini-batches, as running sums."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,24 @@ class Running:
             step = torch.where(known, value - mean, 0.0)
             mean = mean + step / count.clamp_min(1)
             squares = squares + step * torch.where(known, value - mean, 0.0)
+            self._sums[name] = (count, mean, squares)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums by name, for other processes to take in."""
+        names = ("count", "mean", "squares")
+        return {
+            f"{name}/{part}": each for name, sums in self._sums.items() for part, each in zip(names, sums, strict=True)
+        }
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Replaces the sums by those of all processes (Chan, Golub and LeVeque, 1979, Eq. 2.1; does not cancel)."""
+        for name in self._sums:
+            count, mean, squares = (parts[0][f"{name}/{part}"] for part in ("count", "mean", "squares"))
+            for part in parts[1:]:
+                more, other = part[f"{name}/count"], part[f"{name}/mean"]
+                share = more / (count + more).clamp_min(1)
+                squares = squares + part[f"{name}/squares"] + (other - mean).square() * count * share
+                mean, count = mean + (other - mean) * share, count + more
             self._sums[name] = (count, mean, squares)
 
     def mean(self, name: str) -> Tensor:

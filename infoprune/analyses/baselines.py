@@ -4,6 +4,7 @@ Each scores filters by weights, norms, gradients or chance; all of them are anal
 """
 
 import zlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ class _Scores:
 
     def __init__(self) -> None:
         self._scores: dict[str, Tensor] = {}
+
+    def sums(self) -> dict[str, Tensor]:
+        """Nothing: every process scores by the same weights, or by the same chance."""
+        return {}
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Has nothing to take in."""
 
     def conclude(self) -> Finding:
         """The importance of every layer seen."""
@@ -89,6 +97,16 @@ class Taylor(_Scores):
         change = product.double().abs().sum(0) * len(product)
         self._scores[view.layer] = self._scores.get(view.layer, torch.zeros_like(change)) + change
         self._samples[view.layer] = self._samples.get(view.layer, 0) + len(product)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Summed changes and, under "/samples", over how many, by layer."""
+        return {**self._scores, **{f"{layer}/samples": torch.tensor(count) for layer, count in self._samples.items()}}
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Adds up what all processes have."""
+        for layer in self._scores:
+            self._scores[layer] = torch.stack([part[layer] for part in parts]).sum(0)
+            self._samples[layer] = int(sum(part[f"{layer}/samples"] for part in parts))
 
     def conclude(self) -> Finding:
         """The mean over samples."""

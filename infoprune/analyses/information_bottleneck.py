@@ -1,6 +1,7 @@
 """Per-filter information-bottleneck score: what a filter keeps of the image against what it says about the class."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +87,23 @@ class InformationBottleneck:
         sums.values += values
         sums.squares += values.square()
         sums.margin = min(sums.margin, margin)
+
+    def sums(self) -> dict[str, Tensor]:
+        """What the batches of this process came to, by layer."""
+        found: dict[str, Tensor] = {}
+        for layer, sums in self._sums.items():
+            counts = torch.tensor([sums.batches, sums.margin], dtype=torch.float64)
+            found |= {f"{layer}/values": sums.values, f"{layer}/squares": sums.squares, f"{layer}/counts": counts}
+        return found
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Takes in the batches of all processes: sums add up, and the least margin is that of all."""
+        for layer, sums in self._sums.items():
+            sums.values, sums.squares, counts = (
+                torch.stack([part[f"{layer}/{name}"] for part in parts]) for name in ("values", "squares", "counts")
+            )
+            sums.values, sums.squares = sums.values.sum(0), sums.squares.sum(0)
+            sums.batches, sums.margin = int(counts[:, 0].sum()), float(counts[:, 1].min())
 
     def conclude(self) -> Finding:
         """Importance −IB per filter, both information terms with intervals, and saturated layers flagged."""

@@ -1,6 +1,7 @@
 """What the next layer still learns from a filter once it knows the filters that are kept."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +42,16 @@ class _Moments:
         self.products = (self.products[0] + x.T @ x, self.products[1] + x.T @ y, self.products[2] + y.T @ y)
         if slopes is not None:
             self.slopes = self.slopes + slopes.double() * len(x)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums by name."""
+        found = {"rows": torch.tensor(self.rows), "read": self.read, "response": self.response, "slopes": self.slopes}
+        return found | {str(place): product for place, product in enumerate(self.products)}
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes other sums, named as in `tensors`."""
+        self.rows, self.read, self.response = int(tensors["rows"]), tensors["read"], tensors["response"]
+        self.slopes, self.products = tensors["slopes"], (tensors["0"], tensors["1"], tensors["2"])
 
     def eliminate(self, noise: float, criterion: str) -> Elimination:
         """The elimination by the covariances of all rows, the response weighted where slopes came."""
@@ -128,6 +139,21 @@ class ResponseInformation:
             self._held.append(view)  # gradients come from the last layer to the first
         else:
             self._follow(view)
+
+    def sums(self) -> dict[str, Tensor]:
+        """The moments of the batches of this process, by producers."""
+        self._flush()
+        return {
+            f"{'|'.join(producers)}/{name}": value
+            for producers, moments in self._moments.items()
+            for name, value in moments.tensors().items()
+        }
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Adds up the moments of all processes."""
+        for producers, moments in self._moments.items():
+            names = {name: f"{'|'.join(producers)}/{name}" for name in moments.tensors()}
+            moments.replace({name: torch.stack([part[key] for part in parts]).sum(0) for name, key in names.items()})
 
     def conclude(self) -> Finding:
         """Importance: information lost until a filter has gone; widths within the tolerance; each step's measures."""
