@@ -195,7 +195,7 @@ def _layer_costs(model: nn.Module, example: Tensor) -> tuple[LayerCost, ...]:
     try:
         with torch.no_grad():
             model(example)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # A user's forward raises whatever it likes.
         raise UserError(
             f"the model does not run on an input of shape {tuple(example.shape)}: {error}; check that "
             "data and model match"

@@ -181,9 +181,10 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
         try:
             bound[name] = msgspec.convert(table[name], option.type, strict=True)
         except msgspec.ValidationError as error:
+            place = f" ({error})" if " - at " in str(error) else ""  # which entry of a list
             raise UserError(
-                f"[{where}] {name} = {table[name]!r}: expected {type_name(option.type)}, got "
-                f"{type(table[name]).__name__} ({error})"
+                f"[{where}] {name} = {table[name]!r}: expected {type_name(option.type)}, "
+                f"got {type(table[name]).__name__}{place}"
             ) from error
     return bound
 

@@ -44,6 +44,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Makes a folder, and finds out now whether files can be written there.
+
+    Raises:
+        UserError: where they cannot.
+    """
+    write_atomically(folder / "probe", lambda temporary: temporary.touch())
+    (folder / "probe").unlink()
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes readable JSON: lists of numbers on one line, everything else indented."""
     write_atomically(path, lambda temporary: temporary.write_text(_pretty(value) + "\n", encoding="utf-8"))

@@ -70,6 +70,8 @@ class Workspace:
         self._models: dict[str, nn.Module] = {}
         self._told: set[str] = set()
         self.device = checkpoint.device_for(distributed.start(self.settings.run.device))
+        if distributed.is_first():
+            store.check_writable(self.out)
         if self.settings.run.threads:
             torch.set_num_threads(self.settings.run.threads)
 

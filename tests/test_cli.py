@@ -184,3 +184,16 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert "goes on" in said
     result = call("repair", "digits", "--out", tmp_path)
     assert result.output.count("up to date") == 4
+
+
+def test_model_that_refuses_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = user_files(tmp_path)
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\nclass net(nn.Conv2d):\n"
+        "    def __init__(self, width):\n        super().__init__(1, width, 1)\n"
+        "    def forward(self, images):\n        assert images.shape[-1] == 224, 'expected 224'\n"
+    )
+    result = call("plan", recipe, "-q")
+    assert result.exit_code == 2, result.output
+    assert "does not run on an input of shape (1, 1, 10, 10): expected 224" in " ".join(result.output.split())
