@@ -52,6 +52,10 @@ class Running:
                 mean, count = mean + (other - mean) * share, count + more
             self._sums[name] = (count, mean, squares)
 
+    def names(self) -> list[str]:
+        """Names of all figures so far."""
+        return list(self._sums)
+
     def mean(self, name: str) -> Tensor:
         """Mean over the mini-batches in which the figure is defined; NaN where there was none."""
         count, mean, _ = self._sums[name]
