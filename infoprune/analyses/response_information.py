@@ -84,7 +84,7 @@ class ResponseInformation:
     convolution and its projection share one score; the last layer has no response behind it and gets none.
 
     Args:
-        criterion: "information" in bits, or "error": the refit's squared error, information's limit in much noise.
+        criterion: "error", the squared error of a refit, which information becomes in much noise, or "information".
         noise: variance of the noise in which the response is seen, as a share of its own; bounds the information.
         weighted: weight the response by the loss gradient's mean square; keeps the maps of a batch until its end.
         tolerance: share of the response's variance that the recommended width may lose.
@@ -101,7 +101,7 @@ class ResponseInformation:
     def __init__(
         self,
         *,
-        criterion: Literal["information", "error"] = "information",
+        criterion: Literal["information", "error"] = "error",
         noise: float = 0.01,
         weighted: bool = False,
         tolerance: float = 0.05,
