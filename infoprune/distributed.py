@@ -216,6 +216,6 @@ def together() -> Iterator[None]:
         if world() == 1 or isinstance(error, RunError) or not lost:
             raise
         raise RunError(
-            f"process {rank()} lost another of the {world()}, whose own message says why; the same command again "
-            "resumes with the step that was running"
+            f"another of the {world()} processes died, and its own message says why; the same command again resumes "
+            "with the step that was running"
         ) from error

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infoprune.descent import Options
+from infoprune.errors import UserError
 from infoprune.modes import evaluating
 
 
@@ -23,7 +24,16 @@ class Mixer:
         self.mixes, self.erase = _transforms(options)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and class indices, or probabilities `samples x classes` where images are mixed."""
+        """Images and class indices, or probabilities `samples x classes` where images are mixed.
+
+        Raises:
+            UserError: where there is something to mix or erase, and the inputs are no images.
+        """
+        if images.ndim != 4 and (self.mixes or self.erase is not None):
+            raise UserError(
+                f"mixup, cutmix and erasing are for images, samples x channels x height x width; came "
+                f"{list(images.shape)}; set them to 0"
+            )
         if self.erase is not None:
             # Image by image: over a batch, torchvision would erase the same place everywhere.
             images = torch.stack([self.erase(image) for image in images])
