@@ -1,7 +1,7 @@
 """The kernels that a preset chooses; computed once per layer and batch, for whichever analysis asks first."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -55,6 +55,10 @@ class Kernels:
         )
         order, rule, widen = PRESETS[preset]
         return cls(order if alpha is None else alpha, rule, widen, gamma, h)
+
+    def with_rule(self, rule: str | None) -> "Kernels":
+        """The same with another rule for the width, if one is given."""
+        return self if rule is None else replace(self, rule=rule)
 
     @property
     def _key(self) -> tuple[str, float, float]:

@@ -1,5 +1,6 @@
 """Figures of one layer over mini-batches, as running sums."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,19 +8,24 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from infoprune.artifacts import Measure
+from infoprune.artifacts import Flag, Measure
 from infoprune.errors import UserError
+from infoprune.information.entropy import SATURATION_BITS
 
 
 class Running:
     """Mean of named figures over mini-batches and its 95 % interval (Student's t), in constant memory.
 
     A figure is a number or one number per filter. NaN stands for "undefined in this mini-batch": such entries are
-    left out and counted, never averaged in.
+    left out and counted, never averaged in. A name that starts with "_" is for the analysis alone and no measure.
+
+    Attributes:
+        margin: least distance of an entropy from its ceiling log2 n, in bits, over mini-batches.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.margin = math.inf
 
     def add(self, figures: Mapping[str, Tensor | float]) -> None:
         """Adds the figures of one mini-batch (Welford's update, which does not cancel)."""
@@ -37,9 +43,10 @@ class Running:
     def tensors(self) -> dict[str, Tensor]:
         """All sums by name, for other processes to take in."""
         names = ("count", "mean", "squares")
-        return {
+        found = {
             f"{name}/{part}": each for name, sums in self._sums.items() for part, each in zip(names, sums, strict=True)
         }
+        return {**found, "margin": torch.tensor(self.margin, dtype=torch.float64)}
 
     def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
         """Replaces the sums by those of all processes (Chan, Golub and LeVeque, 1979, Eq. 2.1; does not cancel)."""
@@ -51,6 +58,7 @@ class Running:
                 squares = squares + part[f"{name}/squares"] + (other - mean).square() * count * share
                 mean, count = mean + (other - mean) * share, count + more
             self._sums[name] = (count, mean, squares)
+        self.margin = min(float(part["margin"]) for part in parts)
 
     def names(self) -> list[str]:
         """Names of all figures so far."""
@@ -67,7 +75,8 @@ class Running:
 
     def measures(self, units: Mapping[str, str] | None = None) -> dict[str, Measure]:
         """All figures as measures; in bits where `units` says nothing else."""
-        return {name: self._measure(name, (units or {}).get(name, "bits")) for name in self._sums}
+        shown = [name for name in self._sums if not name.startswith("_")]
+        return {name: self._measure(name, (units or {}).get(name, "bits")) for name in shown}
 
     def _measure(self, name: str, unit: str) -> Measure:
         count, _, squares = self._sums[name]
@@ -79,6 +88,43 @@ class Running:
         # One mini-batch says nothing about spread, so where others had two such an entry's interval is unknown.
         half = torch.where(count > 1, half, torch.nan)
         return Measure(value, value - half, value + half, unit)
+
+
+class RunningByLayer:
+    """An analysis all of whose sums are figures of single layers; several processes can each see some batches."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, Running] = {}
+
+    def layer(self, name: str) -> Running:
+        """The running figures of a layer, from the first time it is seen."""
+        return self._layers.setdefault(name, Running())
+
+    def sums(self) -> dict[str, Tensor]:
+        """The figures of the batches of this process, by layer."""
+        return {
+            f"{layer}/{name}": value for layer, sums in self._layers.items() for name, value in sums.tensors().items()
+        }
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Replaces them by those of all processes."""
+        for layer, sums in self._layers.items():
+            own = f"{layer}/"
+            sums.join([{k.removeprefix(own): v for k, v in part.items() if k.startswith(own)} for part in parts])
+
+
+def saturated(layers: Mapping[str, Running], what: str) -> tuple[Flag, ...]:
+    """A flag for every layer in which an entropy, named by `what`, came so near log2 n that nothing follows from it."""
+    return tuple(
+        Flag(
+            name,
+            "saturated",
+            f"{what} comes within {max(0.0, running.margin):.3f} bit of log2 n: larger batches or a wider kernel are "
+            "needed",
+        )
+        for name, running in layers.items()
+        if running.margin < SATURATION_BITS
+    )
 
 
 def require(analysis: str, options: Iterable[tuple[str, Any, bool, str]]) -> None:
@@ -94,8 +140,3 @@ def require(analysis: str, options: Iterable[tuple[str, Any, bool, str]]) -> Non
     for option, value, fine, expected in options:
         if not fine:
             raise UserError(f"[analyses.{analysis}] {option} = {value}: expected {expected}")
-
-
-def by_layer(running: Mapping[str, Running], units: Mapping[str, str] | None = None) -> dict[str, dict[str, Measure]]:
-    """The measures of every layer."""
-    return {layer: sums.measures(units) for layer, sums in running.items()}

@@ -2,35 +2,23 @@
 
 import math
 import zlib
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, Preset
-from infoprune.analyses._running import Running, require
-from infoprune.artifacts import Finding, Flag, LayerView
+from infoprune.analyses._running import RunningByLayer, require, saturated
+from infoprune.artifacts import Finding, LayerView
 from infoprune.information.decomposition import mean_per_variable, mmi_pid, non_redundant, tradeoff
 from infoprune.information.ensembles import pair_information, set_information, width_reaching
-from infoprune.information.entropy import SATURATION_BITS
 from infoprune.information.resampling import debiased_mutual_information
 
 SHARES = {"trade-off share": "share of I(X;{Ti,Tj})", "non-redundant share": "share of I(X;{Ti,Tj})"}
 UNITS = {**SHARES, "width": "filters"}
 
 
-@dataclass
-class _Layer:
-    """One layer's running figures, and its curve of MMI against width."""
-
-    sizes: Tensor
-    running: Running = field(default_factory=Running)
-    curve: Running = field(default_factory=Running)
-    margin: float = math.inf
-
-
-class Redundancy:
+class Redundancy(RunningByLayer):
     """MMI, redundancy and synergy of a layer's filters about the image ("Understanding CNNs…", Sec. III.B).
 
     Per layer, in bits: the multivariate mutual information I(X; {T_1..T_C}) of Eq. (6), raw and less its mean over
@@ -75,6 +63,7 @@ class Redundancy:
         permutations: int = 10,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         self.kernels = Kernels.of(self.name, preset, alpha, gamma, h)
         require(
             self.name,
@@ -87,14 +76,14 @@ class Redundancy:
         )
         self.preset: Preset = preset
         self.share, self.partners, self.permutations, self.seed = share, partners, permutations, seed
-        self._layers: dict[str, _Layer] = {}
+        self._sizes: dict[str, Tensor] = {}
 
     def observe(self, view: LayerView) -> None:
         """Adds the MMI curve, the pairs' decomposition and the debiased MMI of one batch."""
         exponents, target = self.kernels.exponents(view), self.kernels.of_input(view.batch)
         count = len(exponents)
-        layer = self._layers.setdefault(view.layer, _Layer(_sizes(count)))
-        figures = self._curve(view, exponents, target, layer)
+        self._sizes.setdefault(view.layer, _sizes(count))
+        figures = self._curve(view, exponents, target)
         # A layer of one filter has nothing to be compared with: what it adds is all it has.
         figures |= self._pairs(view, exponents, target) if count > 1 else {"adds to another": figures["MMI"].view(1)}
         if self.permutations:
@@ -106,53 +95,44 @@ class Redundancy:
                 alpha=self.kernels.alpha,
             )
             figures["MMI debiased"] = found.debiased
-        layer.running.add(figures)
+        self.layer(view.layer).add(figures)
 
     def conclude(self) -> Finding:
         """Importance, widths of layers that are not saturated, and all measures with intervals."""
-        importance, widths, flags = {}, {}, []
-        for name, layer in self._layers.items():
-            running = layer.running
+        importance, widths = {}, {}
+        flags = saturated(self._layers, "S(X, all filters)")
+        silent = {flag.layer for flag in flags}
+        for name, running in self._layers.items():
             importance[name] = running.mean("adds to another")
-            if layer.margin < SATURATION_BITS:
-                reason = (
-                    f"S(X, all filters) comes within {layer.margin:.3f} bit of log2 n: larger batches or a wider "
-                    "kernel are needed; no width is concluded"
-                )
-                flags.append(Flag(name, "saturated", reason))
-                continue
-            whole = self._whole(running)
-            width = width_reaching(layer.sizes, layer.curve.mean("MMI"), whole, share=self.share) if whole > 0 else None
-            if width is not None:
+            # What the recommended width has to reach a share of: the paper's H(X), or the layer's own MMI.
+            whole = float(running.mean("H(X)" if self.preset == "paper" else "MMI"))
+            width = width_reaching(*self.curve(name), whole, share=self.share) if whole > 0 else None
+            if width is not None and name not in silent:
                 widths[name] = width
-        measures = {name: layer.running.measures(UNITS) for name, layer in self._layers.items()}
-        return Finding(self.name, importance=importance, widths=widths, measures=measures, flags=tuple(flags))
+        measures = {name: running.measures(UNITS) for name, running in self._layers.items()}
+        return Finding(self.name, importance=importance, widths=widths, measures=measures, flags=flags)
 
     def curve(self, layer: str) -> tuple[Tensor, Tensor]:
         """Set sizes and the mean MMI at each, for drawing saturation against width (Fig. 4)."""
-        return self._layers[layer].sizes, self._layers[layer].curve.mean("MMI")
+        return self._sizes[layer], self._layers[layer].mean("_curve")
 
-    def _whole(self, running: Running) -> float:
-        """What the recommended width has to reach a share of: the paper's H(X), or the layer's own MMI."""
-        return float(running.mean("H(X)" if self.preset == "paper" else "MMI"))
-
-    def _curve(self, view: LayerView, exponents: Tensor, target: Tensor, layer: _Layer) -> dict[str, Tensor]:
+    def _curve(self, view: LayerView, exponents: Tensor, target: Tensor) -> dict[str, Tensor]:
         order = torch.randperm(len(exponents), generator=self._generator(view, own=True))
         found = set_information(
             exponents[order.to(exponents.device)],
             target,
-            sizes=layer.sizes.tolist(),
+            sizes=self._sizes[view.layer].tolist(),
             alpha=self.kernels.alpha,
             widen=self.kernels.widen,
         )
         of_input = self.kernels.entropy(target)[0]
+        layer = self.layer(view.layer)
         layer.margin = min(layer.margin, float(found.margin[-1]))
-        layer.curve.add({"MMI": found.information})
         mmi = found.information[-1]
         whole = float(of_input if self.preset == "paper" else mmi)
         width = width_reaching(found.sizes, found.information.cpu(), whole, share=self.share)
         reached = torch.tensor(math.nan if width is None else width)
-        return {"MMI": mmi, "H(X)": of_input, "width": reached}
+        return {"MMI": mmi, "H(X)": of_input, "width": reached, "_curve": found.information}
 
     def _pairs(self, view: LayerView, exponents: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Eqs. (11) and (12), their shares and the MMI-PID, averaged over pairs, and per filter what it adds."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infoprune.analyses._running import Running, require
+from infoprune.analyses._running import RunningByLayer, require
 from infoprune.artifacts import Finding, Flag, LayerView
 from infoprune.information.spectrum import radial_bins, radial_profile, roll_off
 
@@ -32,7 +32,7 @@ PRESETS = {
 }
 
 
-class SpectralRolloff:
+class SpectralRolloff(RunningByLayer):
     """SROP of each filter's maps ("Spectral Roll-off Points Variations…", Eqs. (2)–(6)); the lower, the more useful.
 
     A map's spectrum is gathered over rings of equal frequency; its roll-off point is where the rings hold 85 % of the
@@ -76,6 +76,7 @@ class SpectralRolloff:
         normalizer: Literal["input", "layer"] | None = None,
         interpolate: bool | None = None,
     ) -> None:
+        super().__init__()
         require(
             self.name,
             [
@@ -92,8 +93,6 @@ class SpectralRolloff:
         given = {option: value for option, value in options.items() if value is not None}
         self.choice = PRESETS[preset]._replace(**given)
         self.kappa = kappa
-        self._layers: dict[str, Running] = {}
-        self._maps: dict[str, list[int]] = {}
 
     def observe(self, view: LayerView) -> None:
         """Adds the roll-off points of every filter's maps on one batch, and their statistics."""
@@ -106,15 +105,12 @@ class SpectralRolloff:
         baseline = view.batch.once(
             ("srop baseline", size, self.choice, self.kappa), lambda: self._points(_pooled(inputs, size), inputs)
         )
-        counts = self._maps.setdefault(view.layer, [0, 0])
-        counts[0] += points.numel() - len(known)
-        counts[1] += points.numel()
         quartiles = (
             known.quantile(torch.tensor([0.25, 0.5, 0.75]).to(known))
             if len(known)
             else points.new_full((3,), torch.nan)
         )
-        self._layers.setdefault(view.layer, Running()).add(
+        self.layer(view.layer).add(
             {
                 "SROP": known.mean(),
                 "lower quartile": quartiles[0],
@@ -124,6 +120,7 @@ class SpectralRolloff:
                 "baseline": baseline.nanmean(),
                 "excess over baseline": known.mean() - baseline.nanmean(),
                 "SROP per filter": points.nanmean(0),
+                "constant maps": 1 - len(known) / points.numel(),
             }
         )
 
@@ -134,13 +131,14 @@ class SpectralRolloff:
             mean = running.mean("SROP per filter")
             # A map that never varies carries nothing: it ranks below the highest roll-off point that there is.
             importance[name] = torch.where(mean.isnan(), -2.0, -mean)
-            measures[name] = running.measures(dict.fromkeys(running.names(), "share of the input's frequencies"))
-            constant, total = self._maps[name]
-            if constant:
+            units = dict.fromkeys(running.names(), f"share of the {self.choice.normalizer}'s frequencies")
+            measures[name] = running.measures({**units, "constant maps": "share of maps"})
+            constant = float(running.mean("constant maps"))
+            if constant > 0:
                 never = int(running.undefined("SROP per filter").sum())
                 reason = (
-                    f"{constant} of {total} maps are constant and have no roll-off point, in {never} filters all of "
-                    "them; they are left out of every mean"
+                    f"{constant:.1%} of the maps are constant and have no roll-off point, all of them in {never} of "
+                    f"{len(mean)} filters; they are left out of every mean"
                 )
                 flags.append(Flag(name, "undefined", reason))
         return Finding(self.name, importance=importance, measures=measures, flags=tuple(flags))
