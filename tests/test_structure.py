@@ -41,9 +41,6 @@ FLOORS = {
 }
 # A room of several files: its other files belong to it alone.
 ANNEXES = {
-    "compensating": "repairing",
-    "lockstep": "repairing",
-    "ridge": "repairing",
     "sensitivity": "planning",
     "descent": "training",
     "epochs": "training",
