@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from infoprune import distributed, store
+from infoprune import distributed, registry, store
 from infoprune.artifacts import Finding
 from infoprune.encoding import to_json
 from infoprune.observing import analyze
@@ -26,7 +26,6 @@ from infoprune.splits import Batches
 from infoprune.training import evaluate, finetune
 
 ROOT = Path(__file__).parent.parent
-JOINED = ("information_bottleneck", "taylor", "l2", "random", "response_information")
 
 
 def torchrun(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -91,7 +90,7 @@ def work(out: Path | None) -> dict[str, Any]:
     """Everything that one process does and two must do alike."""
     torch.set_num_threads(1)
     calibration = list(Batches(points(70), batch_size=10))  # seven batches: an odd number
-    found = analyze(network(), distributed.Share(calibration), [*JOINED, Unjoined()])
+    found = analyze(network(), distributed.Share(calibration), [*registry.names("analyses"), Unjoined()])
     model = network()
     # 95 samples in batches of 16: the last one is uneven, and two processes cannot halve it.
     batches, held_out = (Batches(points(95), batch_size=16, seed=seed, shared=True) for seed in (0, None))
