@@ -78,7 +78,7 @@ class Batches:
         changes = torch.Generator().manual_seed(self._seed() + self.rank * 1_000_003) if self.rank else generator
         self.epoch += 1
         for images, labels in self._loader(generator):
-            images, labels = images.to(self.device), labels.to(self.device)
+            images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
             if self.augment is not None:
                 images = self.augment(images, changes)
             yield (images if self.prepare is None else self.prepare(images)), labels
@@ -93,7 +93,12 @@ class Batches:
             whole = BatchSampler(sampler, self.batch_size, drop_last=False)
             return DataLoader(self.dataset, sampler=whole, batch_size=None, generator=generator)
         return DataLoader(
-            self.dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.workers, generator=generator
+            self.dataset,
+            sampler=sampler,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            generator=generator,
+            pin_memory=self.device.type == "cuda",  # so that copying to it overlaps with computing
         )
 
     def _sampler(self, generator: torch.Generator) -> Sampler[int]:

@@ -77,7 +77,7 @@ class Workspace:
 
     @cached_property
     def data(self) -> Data:
-        """The data set."""
+        """The data set; all processes ask for it at the same step."""
         return checkpoint.load_data(*self.settings.data)
 
     @cached_property
