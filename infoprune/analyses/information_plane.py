@@ -52,7 +52,7 @@ class InformationPlane(RunningByLayer):
         alpha: float | None = None,
         gamma: float = 1.0,
         h: float = 5.0,
-        pairs: int = 32,
+        pairs: int = 16,
         seed: int = 0,
     ) -> None:
         super().__init__()

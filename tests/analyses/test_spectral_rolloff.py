@@ -28,7 +28,7 @@ def test_a_cosine_rolls_off_in_its_own_ring(ky: int, kx: int) -> None:
 
 
 def test_rotation_by_a_right_angle_changes_nothing() -> None:
-    maps = torch.randn(3, 17, 17)
+    maps = torch.randn(3, 17, 17).double()
     torch.testing.assert_close(radial_profile(maps.rot90(1, (1, 2))), radial_profile(maps))
 
 
