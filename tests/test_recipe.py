@@ -77,7 +77,11 @@ def test_malformed_overrides(tmp_path: Path, override: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[run\n", "not valid TOML"), (b"\xff\xfe", "not valid TOML"), (b"seed = 1\n", "'seed' stands outside any table")],
+    [
+        (b"[run\n", "not valid TOML"),
+        (b"\xff\xfe", "not valid TOML"),
+        (b"seed = 1\n", "'seed' stands outside any table"),
+    ],
 )
 def test_unreadable_recipes(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.toml"
