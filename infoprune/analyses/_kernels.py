@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from infoprune.analyses._running import require
 from infoprune.artifacts import BatchView, LayerView
 from infoprune.errors import UserError
+from infoprune.information.entropy import label_entropy, label_joint_entropy
 from infoprune.information.gram import filter_exponents, filter_grams, squared_distances
 from infoprune.information.spectra import kernel_entropy
 from infoprune.information.widths import kernel_width
@@ -17,6 +18,20 @@ from infoprune.information.widths import kernel_width
 Preset = Literal["corrected", "paper"]
 # Names of the paper's choices ("Understanding CNNs…", Sec. III) and of ours: Rényi order, width rule, σ·√C for sets.
 PRESETS = {"corrected": (1.0, "standardized", True), "paper": (1.01, "silverman", False)}
+
+
+class Point(NamedTuple):
+    """A layer's place in the information plane, in bits."""
+
+    input: float
+    """I(X;T)."""
+    label: float
+    """I(T;Y)."""
+    input_debiased: float
+    """I(X;T) less what permuted samples show."""
+    label_debiased: float
+    margin: float
+    """log2 n − S(X,T)."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,34 @@ class Kernels:
         distances = squared_distances(flat.flatten(1))
         sigma = float(kernel_width(distances, rule=self.rule, dimension=dimension, gamma=self.gamma, h=self.h))
         return torch.exp(-distances / (2 * sigma**2 * (filters if self.widen else 1)))
+
+    def point(self, view: LayerView, labels: Tensor, permutations: int, seed: int) -> Point:
+        """The layer's place in the information plane, for whichever analysis asks first.
+
+        Args:
+            view: the layer.
+            labels: classes.
+            permutations: of the samples, whose mean information is taken off as bias; 0 leaves the biases at 0.
+            seed: of the permutations.
+        """
+        return view.once(
+            ("point", self.alpha, self.widen, *self._key, permutations, seed),
+            lambda: self._point(self.of_layer(view), self.of_input(view.batch), labels, permutations, seed),
+        )
+
+    def _point(self, gram: Tensor, image: Tensor, labels: Tensor, permutations: int, seed: int) -> Point:
+        generator = torch.Generator().manual_seed(seed)
+        orders = [torch.randperm(len(labels), generator=generator).to(labels.device) for _ in range(permutations)]
+        # Permuting the layer's samples breaks its tie with image and label at once, and changes only joint entropies.
+        moved = [gram, *[gram[order][:, order] for order in orders]]
+        own, of_image, *joint = self.entropy(gram, image, *[each * image for each in moved])
+        with_label = label_joint_entropy(torch.stack(moved), labels, alpha=self.alpha)
+        of_label = label_entropy(labels, alpha=self.alpha).to(own)
+        x = (own + of_image - torch.stack(joint)).cpu()
+        y = (own + of_label - with_label).cpu()
+        by_chance = (x[1:].mean(), y[1:].mean()) if permutations else (torch.zeros_like(x[0]), torch.zeros_like(y[0]))
+        margin = math.log2(len(labels)) - float(joint[0])
+        return Point(float(x[0]), float(y[0]), float(x[0] - by_chance[0]), float(y[0] - by_chance[1]), margin)
 
     def entropy(self, *grams: Tensor) -> Tensor:
         """Entropies in bits of unit-diagonal Gram matrices, one per argument."""

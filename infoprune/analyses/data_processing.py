@@ -12,7 +12,7 @@ from infoprune.analyses._kernels import Kernels, labels_of
 from infoprune.analyses._running import require
 from infoprune.analyses.response_information import ACTIVATIONS
 from infoprune.artifacts import Finding, Flag, LayerView, Measure
-from infoprune.information.entropy import SATURATION_BITS, label_entropy, label_joint_entropy
+from infoprune.information.entropy import SATURATION_BITS
 from infoprune.information.resampling import Interval, bootstrap_interval
 
 
@@ -26,6 +26,8 @@ class _Layer:
     keeps_size: bool
     input: list[float] = field(default_factory=list)
     label: list[float] = field(default_factory=list)
+    input_debiased: list[float] = field(default_factory=list)
+    label_debiased: list[float] = field(default_factory=list)
     error: list[float] = field(default_factory=list)
     margin: float = math.inf
 
@@ -33,15 +35,15 @@ class _Layer:
 class DataProcessing:
     """The two data-processing inequalities, and blocks to remove ("Understanding CNNs…", Sec. III.A).
 
-    Forward I(X;T_1) ≥ I(X;T_2) ≥ … ≥ I(X;T_K); backward I(δ_K;δ_{K−1}) ≥ … ≥ I(δ_K;δ_1), δ_k the loss gradient at
-    layer k's output. Each step's drop stands at the later layer with a bootstrap interval over mini-batches;
-    "violated" is 1 where the whole interval is below 0. I(T;Y) is measured beside them. Layers of different size have
-    different kernels, so that a violation of a few hundredths of a bit can be the estimator's.
+    Forward I(X;T_1) ≥ I(X;T_2) ≥ … ≥ I(X;T_K); backward I(δ_K;δ_{K−1}) ≥ … ≥ I(δ_K;δ_1), δ_k the loss gradient at layer
+    k's output. Each step's drop stands at the later layer with a bootstrap interval over mini-batches; "violated" is 1
+    where the whole interval is below 0. I(T;Y), and both less their chance value, stand beside. Layers of different
+    size have different kernels, so that a violation of a few hundredths of a bit can be the estimator's.
 
-    A block is removable where, from what comes in to what comes out, neither the loss of I(X;T) nor the gain of
-    I(T;Y) lies above the noise. Blocks are recognised by names: modules whose convolutions lead from a width back to
-    it without striding and end in an activation (residual blocks with an identity shortcut), and single convolutions
-    of equal width outside of such. Heuristic, to be confirmed by measurement on validation data.
+    A block is removable where, from what comes in to what comes out, neither the loss of I(X;T) nor the gain of I(T;Y),
+    both less their chance value, lies above the noise. Blocks are recognised by names: modules whose convolutions lead
+    from a width back to it without striding and end in an activation (residual blocks with an identity shortcut), and
+    single convolutions of equal width outside of such. Heuristic, to be confirmed by measurement on validation data.
 
     Where the paper errs: the inequalities hold for a Markov chain, which shortcuts break, and its estimates at h = 5
     saturate, whereby every layer knows all of X; nothing is concluded from saturated layers here. The default
@@ -53,8 +55,9 @@ class DataProcessing:
         gamma: factor of the standardized width.
         h: factor of the Silverman width for activations.
         error_h: factor of the Silverman width for errors.
+        permutations: of the samples, whose mean information is taken off as bias before blocks are judged; 0 for none.
         level: confidence of the bootstrap intervals.
-        seed: of the bootstrap.
+        seed: of permutations and bootstrap.
     """
 
     observes: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear, *ACTIVATIONS)
@@ -71,6 +74,7 @@ class DataProcessing:
         gamma: float = 1.0,
         h: float = 5.0,
         error_h: float = 0.1,
+        permutations: int = 10,
         level: float = 0.95,
         seed: int = 0,
     ) -> None:
@@ -79,12 +83,13 @@ class DataProcessing:
             self.name,
             [
                 ("error_h", error_h, math.isfinite(error_h) and error_h > 0, "a positive number"),
+                ("permutations", permutations, permutations >= 0, "0 or more"),
                 ("level", level, 0 < level < 1, "a confidence level between 0 and 1"),
                 ("seed", seed, seed >= 0, "0 or more"),
             ],
         )
         self.errors = Kernels.of(self.name, preset, alpha, gamma, error_h)
-        self.level, self.seed = level, seed
+        self.permutations, self.level, self.seed = permutations, level, seed
         self._layers: dict[str, _Layer] = {}
 
     def observe(self, view: LayerView) -> None:
@@ -94,13 +99,12 @@ class DataProcessing:
         if view.gradients is None or not view.batch.once(("data processing", view.layer), _Once).first():
             return
         layer = self._layers.setdefault(view.layer, _of(view))
-        kernels, gram = self.kernels, self.kernels.of_layer(view)
-        image = kernels.of_input(view.batch)
-        own, joint, of_image = kernels.entropy(gram, gram * image, image).tolist()
-        layer.input.append(own + of_image - joint)
-        with_label = float(label_joint_entropy(gram, labels, alpha=kernels.alpha))
-        layer.label.append(own + float(label_entropy(labels, alpha=kernels.alpha)) - with_label)
-        layer.margin = min(layer.margin, math.log2(len(labels)) - joint)
+        point = self.kernels.point(view, labels, self.permutations, self.seed)
+        layer.input.append(point.input)
+        layer.label.append(point.label)
+        layer.input_debiased.append(point.input_debiased)
+        layer.label_debiased.append(point.label_debiased)
+        layer.margin = min(layer.margin, point.margin)
         # The scale of a loss gradient means nothing, and a mean over the batch makes it tiny.
         error = view.gradients * len(labels)
         gram = self.errors.of_set(error)
@@ -140,6 +144,8 @@ class DataProcessing:
     def _measures(self, name: str) -> dict[str, Measure]:
         layer = self._layers[name]
         terms = {"I(X;T)": layer.input, "I(T;Y)": layer.label, "I(δK;δ)": layer.error}
+        if self.permutations:
+            terms |= {"I(X;T) debiased": layer.input_debiased, "I(T;Y) debiased": layer.label_debiased}
         return {term: _measure(self._interval(values), len(values)) for term, values in terms.items()}
 
     def _drops(self, measures: dict[str, dict[str, Measure]], before: str, after: str) -> None:
@@ -158,7 +164,8 @@ class DataProcessing:
         first, second = self._layers[before], self._layers[after]
         if len(first.input) < 2:
             return False
-        loss, gain = _difference(first.input, second.input), _difference(second.label, first.label)
+        loss = _difference(first.input_debiased, second.input_debiased)
+        gain = _difference(second.label_debiased, first.label_debiased)
         return not bool(self._interval(loss).low > 0) and not bool(self._interval(gain).low > 0)
 
     def blocks(self) -> dict[str, tuple[str, str] | None]:

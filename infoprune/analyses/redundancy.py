@@ -59,7 +59,7 @@ class Redundancy(RunningByLayer):
         gamma: float = 1.0,
         h: float = 5.0,
         share: float = 0.99,
-        partners: int = 8,
+        partners: int = 4,
         permutations: int = 10,
         seed: int = 0,
     ) -> None:
@@ -162,10 +162,10 @@ class Redundancy(RunningByLayer):
 
 
 def _sizes(count: int) -> Tensor:
-    """Set sizes to look at: all up to 8, then steps of about an eighth; a width is known to that precision."""
+    """Set sizes to look at: all up to 8, then steps of about a sixth; a width is known to that precision."""
     found = list(range(1, min(count, 8) + 1))
     while found[-1] < count:
-        found.append(min(count, math.ceil(found[-1] * 1.125)))
+        found.append(min(count, math.ceil(found[-1] * 1.17)))
     return torch.tensor(found)
 
 

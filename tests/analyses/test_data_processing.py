@@ -140,7 +140,9 @@ def test_saturated_layers_conclude_no_depth(batches: Batches) -> None:
     assert found.removable == ()
 
 
-@pytest.mark.parametrize("option", [{"level": 1.0}, {"error_h": 0.0}, {"seed": -1}, {"preset": "x"}, {"gamma": -1.0}])
+@pytest.mark.parametrize(
+    "option", [{"level": 1.0}, {"error_h": 0.0}, {"seed": -1}, {"permutations": -1}, {"preset": "x"}, {"gamma": -1.0}]
+)
 def test_wrong_options_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(UserError, match=rf"\[analyses.data_processing\] {next(iter(option))} = .*: expected"):
         DataProcessing(**option)

@@ -66,7 +66,9 @@ def test_the_papers_product_saturates(view: View) -> None:
     inputs = torch.randn(64, 1, 4, 4)
     found = found_of(view, 5 * torch.randn(64, 16, 4, 4), inputs, preset="paper", pairs=0)
     assert [flag.kind for flag in found.flags] == ["saturated"]
-    assert set(found.measures["layer"]) == {"I(X;T)", "I(T;Y)"}
+    assert set(found.measures["layer"]) == {"I(X;T)", "I(T;Y)", "I(X;T) debiased", "I(T;Y) debiased"}
+    about_x = float(found.measures["layer"]["I(X;T) debiased"].value)
+    assert about_x == pytest.approx(0, abs=0.05), "and any other order of the samples would know as much"
     joint = float(renyi_entropy(filter_grams(inputs.flatten(1)[:, None], rule="silverman")[0], alpha=1.01))
     assert float(found.measures["layer"]["I(X;T)"].value) == pytest.approx(joint, abs=0.05), "all of X, it seems"
 
@@ -96,7 +98,7 @@ def test_margins_and_intervals(view: View) -> None:
     assert measure.low < measure.value < measure.high < math.log2(64)
 
 
-@pytest.mark.parametrize("option", [{"pairs": -1}, {"seed": -1}, {"preset": "x"}, {"h": 0.0}])
+@pytest.mark.parametrize("option", [{"pairs": -1}, {"seed": -1}, {"permutations": -1}, {"preset": "x"}, {"h": 0.0}])
 def test_wrong_options_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(UserError, match=rf"\[analyses.information_plane\] {next(iter(option))} = .*: expected"):
         InformationPlane(**option)
