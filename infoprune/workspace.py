@@ -78,7 +78,9 @@ class Workspace:
     @cached_property
     def data(self) -> Data:
         """The data set; all processes ask for it at the same step."""
-        return checkpoint.load_data(*self.settings.data)
+        with distributed.in_turn():  # what the first downloads, the others find
+            data: Data = checkpoint.load_data(*self.settings.data)
+        return data
 
     @cached_property
     def base(self) -> nn.Module:
