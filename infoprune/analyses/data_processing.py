@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
+from infoprune.analyses._reading import ACTIVATIONS
 from infoprune.analyses._running import require
-from infoprune.analyses.response_information import ACTIVATIONS
 from infoprune.artifacts import Finding, Flag, LayerView, Measure
 from infoprune.information.entropy import SATURATION_BITS
 from infoprune.information.resampling import Interval, bootstrap_interval

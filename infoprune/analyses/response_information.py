@@ -2,68 +2,65 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infoprune.analyses._reading import CHANNELWISE, is_depthwise, means, patches, reads
 from infoprune.analyses._running import require
 from infoprune.artifacts import Finding, LayerView, Measure
-from infoprune.information.elimination import Elimination, backward_elimination
+from infoprune.information.elimination import Elimination, backward_elimination, rises_along
 from infoprune.information.threads import one_thread_each
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
-ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
-)
-POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-CHANNELWISE: tuple[type[nn.Module], ...] = (*NORMS, *ACTIVATIONS, *POOLINGS)
+FOLDS = 4
+"""Parts of the mini-batches, one of which is left out at a time to see how much depends on it."""
 
 
-@dataclass
 class _Moments:
-    """Running sums over rows: what a layer reads (`rows x filters·block`) and how it responds (`rows x width`)."""
+    """Running sums over rows, apart for each fold of the mini-batches.
 
-    block: int
-    rows: int = 0
-    read: Tensor = field(default_factory=lambda: torch.zeros(()))
-    response: Tensor = field(default_factory=lambda: torch.zeros(()))
-    products: tuple[Tensor, Tensor, Tensor] = field(default_factory=lambda: (torch.zeros(()),) * 3)
-    slopes: Tensor = field(default_factory=lambda: torch.zeros(()))
+    Rows are what a layer reads, `rows x filters·block`, and how it responds, `rows x width`.
+    """
 
-    def add(self, read: Tensor, response: Tensor, slopes: Tensor | None) -> None:
+    def __init__(self, block: int, inputs: int, outputs: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(FOLDS, *shape, dtype=torch.float64, device=device)
+
+        self.block = block
+        self.sums = {"rows": zeros(), "x": zeros(inputs), "y": zeros(outputs), "slopes": zeros(outputs)}
+        self.sums |= {"xx": zeros(inputs, inputs), "xy": zeros(inputs, outputs), "yy": zeros(outputs, outputs)}
+
+    def add(self, read: Tensor, response: Tensor, slopes: Tensor | None, fold: int) -> None:
         """Adds rows; `slopes` is the mean square of the loss gradient at each entry of the response."""
         x, y = read.double(), response.double()
-        self.rows += len(x)
-        self.read, self.response = self.read + x.sum(0), self.response + y.sum(0)
-        self.products = (self.products[0] + x.T @ x, self.products[1] + x.T @ y, self.products[2] + y.T @ y)
+        parts = {
+            "rows": torch.tensor(len(x)),
+            "x": x.sum(0),
+            "y": y.sum(0),
+            "xx": x.T @ x,
+            "xy": x.T @ y,
+            "yy": y.T @ y,
+        }
         if slopes is not None:
-            self.slopes = self.slopes + slopes.double() * len(x)
+            parts["slopes"] = slopes.double() * len(x)
+        for name, part in parts.items():
+            self.sums[name][fold] += part
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All sums by name."""
-        found = {"rows": torch.tensor(self.rows), "read": self.read, "response": self.response, "slopes": self.slopes}
-        return found | {str(place): product for place, product in enumerate(self.products)}
-
-    def replace(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes other sums, named as in `tensors`."""
-        self.rows, self.read, self.response = int(tensors["rows"]), tensors["read"], tensors["response"]
-        self.slopes, self.products = tensors["slopes"], (tensors["0"], tensors["1"], tensors["2"])
-
-    def eliminate(self, noise: float, criterion: str) -> Elimination:
-        """The elimination by the covariances of all rows, the response weighted where slopes came."""
-        xx, xy, yy = (product / self.rows for product in self.products)
-        x, y = self.read / self.rows, self.response / self.rows
-        weight = (self.slopes / self.rows).sqrt() if self.slopes.dim() else torch.ones_like(y)
+    def covariances(self, without: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of what is read, across, and of the response, weighted where slopes came; one fold may be left out."""
+        found = {name: value.sum(0) - (0 if without is None else value[without]) for name, value in self.sums.items()}
+        x, y, xx, xy, yy = (found[name] / found["rows"] for name in ("x", "y", "xx", "xy", "yy"))
+        weight = (found["slopes"] / found["rows"]).sqrt()
         if not weight.any():
-            weight = torch.ones_like(y)  # a response that the loss does not see at all leaves no order
-        cross, response = (xy - x[:, None] * y) * weight, (yy - y[:, None] * y) * weight * weight[:, None]
-        return backward_elimination(
-            xx - x[:, None] * x, cross, response, block=self.block, noise=noise, criterion=criterion
-        )
+            weight = torch.ones_like(weight)  # none came, or the loss does not see the response at all
+        return xx - x[:, None] * x, (xy - x[:, None] * y) * weight, (yy - y[:, None] * y) * weight * weight[:, None]
+
+    def folds(self) -> list[int]:
+        """The folds that have rows."""
+        return torch.nonzero(self.sums["rows"]).flatten().tolist()
 
 
 class ResponseInformation:
@@ -76,12 +73,13 @@ class ResponseInformation:
     Heuristic: activations are not Gaussian, so only second moments are seen, and only the next layer's response.
 
     How one layer at a time gives the next layer's response: of the layer before only its map is remembered, as the
-    norms, activations and poolings behind it have left it, until the next convolution or linear layer responds. If
-    that layer reads channels in that number, its rows are the patches under its kernel at `positions` of the map;
-    otherwise, or where a patch has more than `inputs_limit` entries, means over the maps take their place. Only the
-    sums for covariances stay. A function without a module in between (a sum, `torch.relu`) costs precision, not
-    validity: R is then explained in part. Depthwise layers count as part of the path. A residual block's last
-    convolution and its projection share one score; the last layer has no response behind it and gets none.
+    norms, activations and poolings behind it have left it, until the next convolution or linear layer responds. If that
+    layer reads channels in that number, its rows are the patches under its kernel at `positions` of the map; otherwise,
+    or where a patch has more than `inputs_limit` entries, means over the maps take their place. Only the sums for
+    covariances stay. A function without a module in between (a sum, `torch.relu`) costs precision, not validity: R is
+    then explained in part. The width has a jackknife's interval over four folds of the mini-batches. Depthwise layers
+    count as part of the path. A residual block's last convolution and its projection share one score; the last layer
+    has no response behind it and gets none.
 
     Args:
         criterion: "error", the squared error of a refit, which information becomes in much noise, or "information".
@@ -146,14 +144,16 @@ class ResponseInformation:
         return {
             f"{'|'.join(producers)}/{name}": value
             for producers, moments in self._moments.items()
-            for name, value in moments.tensors().items()
+            for name, value in moments.sums.items()
         }
 
     def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
         """Adds up the moments of all processes."""
         for producers, moments in self._moments.items():
-            names = {name: f"{'|'.join(producers)}/{name}" for name in moments.tensors()}
-            moments.replace({name: torch.stack([part[key] for part in parts]).sum(0) for name, key in names.items()})
+            own = "|".join(producers)
+            moments.sums = {
+                name: torch.stack([part[f"{own}/{name}"] for part in parts]).sum(0) for name in moments.sums
+            }
 
     def conclude(self) -> Finding:
         """Importance: information lost until a filter has gone; widths within the tolerance; each step's measures."""
@@ -161,23 +161,55 @@ class ResponseInformation:
         importance, widths, measures = {}, {}, {}
         for producers, moments in self._moments.items():
             with one_thread_each():
-                found = moments.eliminate(self.noise, self.criterion)
-            lost, error = (torch.empty_like(part) for part in (found.cost, found.error))
+                covariances = moments.covariances()
+                found = backward_elimination(
+                    *covariances, block=moments.block, noise=self.noise, criterion=self.criterion
+                )
+                measured = self._measures(moments, found)
+            lost = torch.empty_like(found.cost)
             # What has gone until then, not each step alone: that grows along the order, so that the best k filters
-            # are those that the elimination keeps.
-            lost[found.order], error[found.order] = found.cost.cumsum(0), found.error.cumsum(0)
-            # Steps that cost nothing would tie, and the order of going still tells them apart.
-            lost[found.order] += 1e-12 * torch.arange(1, len(lost) + 1)
-            unit = "bits" if self.criterion == "information" else "share of the response"
+            # are those that the elimination keeps. Steps that cost nothing would tie; the order tells them apart.
+            lost[found.order] = found.cost.cumsum(0) + 1e-12 * torch.arange(1, len(lost) + 1)
             for layer in producers:
-                importance[layer] = lost.clone()
-                widths[layer] = max(1, int((error > self.tolerance).sum()))
-                measures[layer] = {
-                    "given all others": Measure(found.given_all, unit=unit),
-                    "error once gone": Measure(error, unit="share of the response"),
-                    "explained": Measure(torch.tensor(1 - found.unexplained), unit="share of the response"),
-                }
+                importance[layer], measures[layer] = lost.clone(), measured
+                widths[layer] = self._width(found.error.cumsum(0))
         return Finding(self.name, importance=importance, widths=widths, measures=measures)
+
+    def _width(self, rises: Tensor) -> int:
+        """The smallest width whose error stays within the tolerance, from the rises until each filter has gone."""
+        return max(1, int((rises > self.tolerance).sum()))
+
+    def _measures(self, moments: _Moments, found: Elimination) -> dict[str, Measure]:
+        """Per filter and per layer; width and explained share with the jackknife's interval over folds."""
+        unit = "bits" if self.criterion == "information" else "share of the response"
+        error = torch.empty_like(found.error)
+        error[found.order] = found.error.cumsum(0)
+        figures = torch.tensor([self._width(found.error.cumsum(0)), 1 - found.unexplained], dtype=torch.float64)
+        folds, half = moments.folds(), None
+        if len(folds) > 1:
+            parts = []
+            for fold in folds:
+                # The order stays that of all rows: what varies is what it costs.
+                covariances = moments.covariances(without=fold)
+                rises = rises_along(*covariances, found.order, block=moments.block)
+                parts.append(torch.tensor([self._width(rises), rises[-1]], dtype=torch.float64))
+            spread = torch.stack(parts).std(0, correction=0) * math.sqrt(len(folds) - 1)
+            half = float(stats.t.ppf(0.975, len(folds) - 1)) * spread
+        named = zip(("width", "explained"), ("filters", "share of the response"), strict=True)
+        intervals = {
+            name: Measure(
+                figures[i],
+                None if half is None else figures[i] - half[i],
+                None if half is None else figures[i] + half[i],
+                u,
+            )
+            for i, (name, u) in enumerate(named)
+        }
+        return {
+            "given all others": Measure(found.given_all, unit=unit),
+            "error once gone": Measure(error, unit="share of the response"),
+            **intervals,
+        }
 
     def _flush(self) -> None:
         for view in reversed(self._held):
@@ -187,12 +219,12 @@ class ResponseInformation:
     def _follow(self, view: LayerView) -> None:
         """One step along the path, in the order of the forward pass."""
         module, maps = view.module, view.activations
-        if isinstance(module, CHANNELWISE) or _is_depthwise(module):
+        if isinstance(module, CHANNELWISE) or is_depthwise(module):
             if self._producers and maps.shape[1] == self._map.shape[1] and len(maps) == len(self._map):
                 self._map = maps
             return
         width = self._map.shape[1] if self._producers else 0
-        if self._producers and _reads(module, width):
+        if self._producers and reads(module, width):
             self._respond(view)
         elif self._producers and maps.shape[1] == width:
             # A second branch of the same width before anything reads the first: their sum is read.
@@ -204,14 +236,16 @@ class ResponseInformation:
 
     def _respond(self, view: LayerView) -> None:
         read, response, block = self._rows(view)
-        moments = self._moments.setdefault(self._producers, _Moments(block))
-        if moments.block != block or (moments.rows and moments.read.shape != read.shape[1:]):
+        if self._producers not in self._moments:
+            self._moments[self._producers] = _Moments(block, read.shape[1], response.shape[1], read.device)
+        moments = self._moments[self._producers]
+        if moments.sums["xy"].shape[1:] != (read.shape[1], response.shape[1]):
             return  # a layer that is called again at another resolution: its first call stands for it
         slopes = None
         if view.gradients is not None:
             # The loss is a mean over the batch; times its size, the gradient is that of one sample's own loss.
             slopes = (view.gradients.double() * len(view.gradients)).square().transpose(0, 1).flatten(1).mean(1)
-        moments.add(read, response, slopes)
+        moments.add(read, response, slopes, view.batch.index % FOLDS)
 
     def _rows(self, view: LayerView) -> tuple[Tensor, Tensor, int]:
         """Rows of what the layer reads and of its response, and the entries per filter."""
@@ -224,46 +258,7 @@ class ResponseInformation:
                 return F.adaptive_avg_pool2d(x, side).flatten(1), y, side**2
         if isinstance(module, nn.Conv2d) and x.dim() == 4 and module.in_channels == filters:
             taps = math.prod(module.kernel_size)
-            found = _patches(module, x, y, self.positions, self.seed + view.batch.index)
+            found = patches(module, x, y, self.positions, self.seed + view.batch.index)
             if found is not None and filters * taps <= self.inputs_limit:
                 return *found, taps
-        return _means(x), _means(y), 1
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
-
-
-def _reads(module: nn.Module, width: int) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.in_channels == width
-    return isinstance(module, nn.Linear) and module.in_features % width == 0
-
-
-def _means(maps: Tensor) -> Tensor:
-    return maps.flatten(2).mean(2) if maps.dim() > 2 else maps
-
-
-def _patches(module: nn.Conv2d, x: Tensor, y: Tensor, positions: int, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Patches under the kernel, `rows x channels·taps`, and the response there; None where sizes do not fit."""
-    if isinstance(module.padding, str):
-        wanted = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        both = [(w // 2, w - w // 2) if module.padding == "same" else (0, 0) for w in wanted]
-    else:
-        both = [(int(p), int(p)) for p in module.padding]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(x, (*both[1], *both[0]), mode=mode)
-    sizes = [
-        (padded.shape[2 + i] - module.dilation[i] * (module.kernel_size[i] - 1) - 1) // module.stride[i] + 1
-        for i in (0, 1)
-    ]
-    if sizes != list(y.shape[2:]) or len(x) != len(y):
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(sizes[0] * sizes[1], generator=generator)[:positions].sort().values.to(x.device)
-    at = [chosen // sizes[1], chosen % sizes[1]]
-    taps = [torch.arange(module.kernel_size[i], device=x.device) * module.dilation[i] for i in (0, 1)]
-    rows = (at[0] * module.stride[0])[:, None, None] + taps[0][:, None]
-    columns = (at[1] * module.stride[1])[:, None, None] + taps[1]
-    found = padded[:, :, rows, columns].transpose(1, 2).flatten(0, 1).flatten(1)
-    return found, y.flatten(2)[:, :, chosen].transpose(1, 2).flatten(0, 1)
+        return means(x), means(y), 1

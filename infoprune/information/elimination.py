@@ -97,6 +97,40 @@ def backward_elimination(
     return Elimination(torch.tensor(order), taken[0], taken[1], given_all.cpu(), unexplained)
 
 
+def rises_along(
+    variables: Float64[Tensor, "d d"],
+    cross: Float64[Tensor, "d k"],
+    response: Float64[Tensor, "k k"],
+    order: Int[Tensor, " c"],
+    *,
+    block: int = 1,
+) -> Float64[Tensor, " c"]:
+    """Rise of the response's error, as a share of its variance, until each variable of a given order has gone.
+
+    One Cholesky factor in place of an elimination: what an order found on all rows costs on some of them.
+
+    Raises:
+        ValueError: as ``backward_elimination``.
+
+    Example:
+        >>> rises_along(torch.eye(2).double(), torch.eye(2).double(), torch.eye(2).double(), torch.tensor([1, 0]))
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+    count, variance = _checked(variables, cross, response, block, 1.0)
+    # The most needed first: row j of L⁻¹ Σ_TR holds what variable j explains beyond those before it.
+    taps = torch.arange(count * block, device=cross.device).view(count, block)[order.to(cross.device).flip(0)].flatten()
+    factor = torch.linalg.cholesky(_ridged(variables)[taps][:, taps])
+    beyond = torch.linalg.solve_triangular(factor, cross[taps], upper=False).square().sum(1)
+    rises: Tensor = beyond.view(count, block).sum(1).flip(0).cumsum(0) / (len(response) * variance)
+    return rises
+
+
+def _ridged(variables: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+    mean = float(variables.diagonal().mean())
+    eye = torch.eye(len(variables), dtype=torch.float64, device=variables.device)
+    return (variables + variables.mT) / 2 + RIDGE * (mean if mean > 0 else 1.0) * eye
+
+
 def _checked(
     variables: Float64[Tensor, "d d"],
     cross: Float64[Tensor, "d k"],
@@ -123,10 +157,7 @@ def _start(
     criterion: str,
 ) -> tuple[_State, Float64[Tensor, "k k"]]:
     """The state with every variable in, and Σ_{R|all}."""
-    mean = float(variables.diagonal().mean())
-    ridge = RIDGE * (mean if mean > 0 else 1.0)
-    eye = torch.eye(len(variables), dtype=torch.float64, device=variables.device)
-    precision = torch.cholesky_inverse(torch.linalg.cholesky((variables + variables.mT) / 2 + ridge * eye))
+    precision = torch.cholesky_inverse(torch.linalg.cholesky(_ridged(variables)))
     coefficients = cross.mT @ precision
     left = response - coefficients @ cross
     left = (left + left.mT) / 2

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from infoprune.analyses.response_information import ResponseInformation
 from infoprune.errors import UserError
-from infoprune.information.elimination import backward_elimination
+from infoprune.information.elimination import backward_elimination, rises_along
 from infoprune.observing import analyze
 
 
@@ -43,6 +43,12 @@ def test_each_step_of_the_elimination_is_its_definition(criterion: str, block: i
         assert gone == min(costs, key=lambda i: costs[i])
         assert (float(found.cost[step]), float(found.error[step])) == pytest.approx(costs[gone], rel=1e-3)
         kept.remove(gone)
+
+
+def test_what_an_order_costs_is_what_its_elimination_says() -> None:
+    t, cross, r = covariances(12, 4)
+    found = backward_elimination(t, cross, r, block=3)
+    torch.testing.assert_close(rises_along(t, cross, r, found.order, block=3), found.error.cumsum(0))
 
 
 def test_chain_rule() -> None:
@@ -183,6 +189,16 @@ def test_weighted_by_the_loss_gradient_what_the_loss_does_not_see_goes_first() -
     found, blind = (analyze(model, batches(model), [ResponseInformation(weighted=w)])[0] for w in (True, False))
     assert found.importance["0"].argmax() == 1
     assert blind.measures["0"]["error once gone"].value.argmax() == 0
+
+
+def test_the_width_has_an_interval_over_batches(net: nn.Module) -> None:
+    found = analyze(net, batches(net, 5), [ResponseInformation(positions=2)])[0]
+    for name in ("width", "explained"):
+        measure = found.measures["0"][name]
+        assert measure.low <= measure.value <= measure.high
+    assert float(found.measures["0"]["width"].value) == found.widths["0"]
+    alone = analyze(net, batches(net, 1), [ResponseInformation(positions=2)])[0]
+    assert alone.measures["0"]["width"].low is None
 
 
 def test_batches_add_up() -> None:
