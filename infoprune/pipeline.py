@@ -155,14 +155,16 @@ class Run(Workspace):
         self.prune()
         options = self.settings.verbs["repair"]
         made_from = self._made_from(options, self._file("pruned"))
+        # Gradient steps and running statistics are no sums: those methods are the first process's alone.
+        shared = options["method"] == "compensate"
 
         def make() -> None:
             model = copy.deepcopy(self._model("pruned"))
-            kept = self.planned.kept()
-            repair(model, self.base, self.graph, kept, self.calibration, self._advance("repair"), **options)
+            batches = distributed.Share(self.calibration) if shared else self.calibration
+            repair(model, self.base, self.graph, self.planned.kept(), batches, self._advance("repair"), **options)
             self._save("repaired", model, made_from)
 
-        self._step("repair", self._file("repaired"), made_from, make)
+        self._step("repair", self._file("repaired"), made_from, make, together=shared)
 
     def finetune(self) -> None:
         """Trains the repaired model with the unpruned one as teacher and writes `finetuned.safetensors`."""

@@ -19,9 +19,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from infoprune import distributed, registry, store
-from infoprune.artifacts import Finding
+from infoprune.artifacts import Finding, GroupPlan, Plan
 from infoprune.encoding import to_json
 from infoprune.observing import analyze
+from infoprune.pruning import channel_graph, prune
+from infoprune.repairing import repair
 from infoprune.splits import Batches
 from infoprune.training import evaluate, finetune
 
@@ -86,11 +88,21 @@ def metric(logits: Tensor, labels: Tensor) -> float:
     return LessLoss()(logits, labels)
 
 
+def repaired(batches: distributed.Share[Any]) -> nn.Module:
+    """A cut network after the refit from shared batches."""
+    model = network()
+    graph, kept = channel_graph(model, torch.zeros(1, 2, 6, 6)), {"0": (0, 2, 3, 5)}
+    pruned = prune(model, Plan((GroupPlan("0", kept["0"], 6, 4, 0, 0, ""),), {}, 0, 0, graph.input_shape))
+    repair(pruned, model, graph, kept, batches, positions=9)
+    return pruned
+
+
 def work(out: Path | None) -> dict[str, Any]:
     """Everything that one process does and two must do alike."""
     torch.set_num_threads(1)
     calibration = list(Batches(points(70), batch_size=10))  # seven batches: an odd number
     found = analyze(network(), distributed.Share(calibration), [*registry.names("analyses"), Unjoined()])
+    mended = repaired(distributed.Share(calibration))
     model = network()
     # 95 samples in batches of 16: the last one is uneven, and two processes cannot halve it.
     batches, held_out = (Batches(points(95), batch_size=16, seed=seed, shared=True) for seed in (0, None))
@@ -109,6 +121,7 @@ def work(out: Path | None) -> dict[str, Any]:
     labels = [label for _, some in batches for label in some.tolist()]
     return {
         "findings": [to_json(finding) for finding in found],
+        "repaired": {name: value.tolist() for name, value in mended.state_dict().items()},
         "before": before,
         "history": [asdict(record) for record in history],
         "weights": weights,
@@ -166,6 +179,13 @@ def test_findings_are_those_of_one_process(together: list[dict[str, Any]], alone
 def test_an_analysis_that_cannot_be_joined_sees_all_batches(together: list[dict[str, Any]]) -> None:
     for result in together:
         assert result["findings"][-1]["importance"]["batches"] == list(range(7))
+
+
+def test_repair_is_that_of_one_process(together: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for result in together:
+        close(result["repaired"], alone["repaired"], 1e-6)  # the sums are float64, the weights float32
+    cut = network().state_dict()
+    assert alone["repaired"]["2.weight"] != cut["2.weight"][:, [0, 2, 3, 5]].tolist()
 
 
 def test_every_sample_is_scored_once(together: list[dict[str, Any]], alone: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from infoprune import distributed
 from infoprune.artifacts import ChannelGraph, width_of
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
@@ -101,7 +102,9 @@ def compensate(
             module: Any = pruned.get_submodule(site.layer)
             if module.weight[0].numel() > inputs_limit:
                 notes.append(f"'{site.layer}' reads more than {inputs_limit} values and stays as it is")
-            elif (moments := gather(run.collect(site), site.layer, module, outputs[site.layer], positions)) is None:
+            elif (
+                moments := gather(run.collect(site), site.layer, module, outputs[site.layer], positions, batches)
+            ) is None:
                 notes.append(f"'{site.layer}' does not use its weight as it stands, and stays as it is")
             else:
                 done.append(_refit(pruned, site, moments, STRENGTHS if ridge is None else (ridge,)))
@@ -138,12 +141,17 @@ def gather(
     module: Any,
     channels: Sequence[int],
     positions: int = POSITIONS,
+    batches: Batches = (),
 ) -> tuple[Moments, Moments] | None:
-    """Sums of the rows for fitting and of the held-out ones; `None` where the layer's weight is not what is used."""
+    """Sums of the rows for fitting and of the held-out ones; `None` where the layer's weight is not what is used.
+
+    Where `batches` are this process's share, the sums are those of all processes.
+    """
     train = held_out = None
-    seen = 0
-    generator = torch.Generator().manual_seed(0)
-    for call, target, contributed in visits:
+    first, stride = getattr(batches, "rank", 0), distributed.sharers(batches)
+    for place, (call, target, contributed) in enumerate(visits):
+        # By batch, so that a process draws and holds out of its share what one process alone would.
+        generator, seen = torch.Generator().manual_seed(first + stride * place), 0
         if call is None:
             return None
         axis = -1 if call.function == "linear" else 1
@@ -160,8 +168,18 @@ def gather(
             seen += x.shape[2]
             for moments, mask in ((train, ~held), (held_out, held)):
                 moments.add(x[:, :, mask].flatten(2), y[:, :, mask].flatten(2))
-    # With several processes, each with its share of the batches, one all-reduce over both sets of sums belongs here.
-    return None if train is None or held_out is None else (train, held_out)
+    if train is None or held_out is None:
+        return None
+    return _joined(train, held_out) if stride > 1 else (train, held_out)
+
+
+def _joined(*parts: Moments) -> tuple[Moments, Moments]:
+    """The sums over the batches of all processes, by one all-reduce."""
+    names = [(moments, name) for moments in parts for name in vars(moments)]
+    sums = distributed.sum_over_ranks([torch.as_tensor(getattr(moments, name)) for moments, name in names])
+    for (moments, name), value in zip(names, sums, strict=True):
+        setattr(moments, name, int(value) if name == "count" else value)
+    return parts[0], parts[1]
 
 
 def _refit(pruned: nn.Module, site: Site, moments: tuple[Moments, Moments], strengths: Sequence[float]) -> LayerRepair:
