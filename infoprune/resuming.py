@@ -9,8 +9,8 @@ from torch import Tensor
 
 from infoprune import distributed, store
 from infoprune.encoding import to_json
-from infoprune.epochs import kept_weights
 from infoprune.errors import UserError
+from infoprune.training.epochs import kept_weights
 
 KEY = "training"
 

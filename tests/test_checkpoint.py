@@ -48,7 +48,8 @@ def test_users_own_code_is_not_run_by_surprise(tmp_path: Path) -> None:
     code = tmp_path / "nets.py"
     code.write_text(
         "from pathlib import Path\nfrom torch import nn\n"
-        "def net(width):\n    Path(__file__).with_name('ran').touch()\n    return nn.Sequential(nn.Conv2d(1, width, 1))\n"
+        "def net(width):\n    Path(__file__).with_name('ran').touch()\n"
+        "    return nn.Sequential(nn.Conv2d(1, width, 1))\n"
     )
     reference = ModelReference(f"{code}:net", {"width": 3})
     checkpoint.save(tmp_path / "own.safetensors", checkpoint.build(reference), reference)
@@ -66,9 +67,9 @@ def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
     code.write_text("def net(width):\n    return 3\n")
     with pytest.raises(UserError, match="do not fit"):
         checkpoint.build(ModelReference(f"{code}:net", {"wdth": 3}))
-    with pytest.raises(UserError, match="gave a int, expected a torch.nn.Module"):
+    with pytest.raises(UserError, match=r"gave a int, expected a torch\.nn\.Module"):
         checkpoint.build(ModelReference(f"{code}:net", {"width": 3}))
-    with pytest.raises(UserError, match="no option 'dept' in .model.; did you mean 'depth'"):
+    with pytest.raises(UserError, match=r"no option 'dept' in \[model\]; did you mean 'depth'"):
         checkpoint.build(ModelReference("cifar_resnet", {"dept": 8}))
 
 

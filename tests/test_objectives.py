@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from infoprune.descent import Options
 from infoprune.errors import UserError
-from infoprune.mixing import Mixer
-from infoprune.objectives import Similarity
 from infoprune.splits import Batches
 from infoprune.training import check_options, evaluate, finetune
+from infoprune.training.descent import Options
+from infoprune.training.mixing import Mixer
+from infoprune.training.objectives import Similarity
 
 PLAIN: dict[str, Any] = {"learning_rate": 0.5, "warmup": 0.0, "weight_decay": 0.0, "momentum": 0.0, "epochs": 1}
 

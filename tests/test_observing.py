@@ -1,6 +1,7 @@
 """The one pass that feeds all analyses."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -87,10 +88,8 @@ def test_nothing_is_left_behind_even_on_error(
     chain.first_norm.eval()
     before = copy.deepcopy(chain.state_dict())
     for analysis in (Recorder(gradients), Breaks(gradients)):
-        try:
+        with pytest.raises(RuntimeError, match=r"^no$") if isinstance(analysis, Breaks) else nullcontext():
             analyze(chain, batches, [analysis])
-        except RuntimeError as error:
-            assert str(error) == "no"
         assert chain.training
         assert not chain.first_norm.training
         assert all(not module._forward_hooks for module in chain.modules())

@@ -104,7 +104,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*choose another folder with --out"):
+    with pytest.raises(UserError, match=r"cannot write .*choose another folder with --out"):
         store.write_json(tmp_path / "file" / "plan.json", {})
 
 

@@ -42,11 +42,6 @@ FLOORS = {
 # A room of several files: its other files belong to it alone.
 ANNEXES = {
     "sensitivity": "planning",
-    "descent": "training",
-    "epochs": "training",
-    "measuring": "training",
-    "mixing": "training",
-    "objectives": "training",
     "tables": "cli",
 }
 DOORS = {

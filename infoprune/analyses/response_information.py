@@ -121,7 +121,7 @@ class ResponseInformation:
         )
         self.criterion, self.noise, self.tolerance = criterion, noise, tolerance
         self.positions, self.inputs_limit, self.seed = positions, inputs_limit, seed
-        self.needs_gradients = weighted
+        self.needs_gradients = self.needs_labels = weighted
         self._moments: dict[tuple[str, ...], _Moments] = {}
         self._batch = -1
         self._producers: tuple[str, ...] = ()

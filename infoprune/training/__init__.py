@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from infoprune import distributed
 from infoprune.artifacts import EpochRecord
-from infoprune.descent import Keep, Optimizer, Options, Precision, Schedule, rate_factor
-from infoprune.epochs import Training
-from infoprune.measuring import Loader, Progress, device_of, evaluate
 from infoprune.modes import mode_kept
+from infoprune.training.descent import Keep, Optimizer, Options, Precision, Schedule, rate_factor
+from infoprune.training.epochs import Training
+from infoprune.training.measuring import Loader, Progress, device_of, evaluate
 
 __all__ = ["Resume", "check_options", "evaluate", "finetune", "rate_factor"]
 

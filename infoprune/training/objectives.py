@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infoprune import registry
-from infoprune.descent import Options
 from infoprune.errors import UserError, did_you_mean
 from infoprune.modes import evaluating
+from infoprune.training.descent import Options
 
 
 class Objective:

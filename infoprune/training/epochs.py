@@ -15,11 +15,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from infoprune import distributed
 from infoprune.artifacts import EpochRecord
-from infoprune.descent import Options, optimizer_for, rate_factor
 from infoprune.errors import RunError, UserError
-from infoprune.measuring import Loader, Progress, Tally, check_batch, device_of, length_of, measure, users_metric
-from infoprune.mixing import Mixer
-from infoprune.objectives import Objective
+from infoprune.training.descent import Options, optimizer_for, rate_factor
+from infoprune.training.measuring import (
+    Loader,
+    Progress,
+    Tally,
+    check_batch,
+    device_of,
+    length_of,
+    measure,
+    users_metric,
+)
+from infoprune.training.mixing import Mixer
+from infoprune.training.objectives import Objective
 
 CHECK_EVERY = 32  # steps between two looks for NaN: every look makes a GPU wait
 OPTIMIZER, MODEL, AVERAGE, BEST = "optimizer.", "model.", "average.", "best."

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infoprune.descent import Options
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
+from infoprune.training.descent import Options
 
 
 class Mixer:
