@@ -25,7 +25,7 @@ def stage_table(metrics: "dict[str, StageMetrics]") -> Table:
             f"{_short(row.parameters)} {row.parameters / first.parameters:.0%}",
             f"{_short(row.macs)} {row.macs / first.macs:.1%}",
             f"{_short(row.bytes)}B",
-            f"{time.median:.2f} ± {time.iqr / 2:.2f} ms",
+            _time(time.median, time.iqr / 2),
         )
     time = first.latency_ms
     table.caption = (
@@ -33,6 +33,16 @@ def stage_table(metrics: "dict[str, StageMetrics]") -> Table:
         f"{time.device}, {time.threads} threads"
     )
     return table
+
+
+def _time(median: float, half: float) -> str:
+    """As many decimals as leave three digits or so.
+
+    >>> _time(0.8217, 0.021), _time(304.14, 55.5)
+    ('0.82 ± 0.02 ms', '304 ± 56 ms')
+    """
+    decimals = 2 if median < 10 else 1 if median < 100 else 0
+    return f"{median:.{decimals}f} ± {half:.{decimals}f} ms"
 
 
 def _short(number: float) -> str:
