@@ -32,7 +32,8 @@ def analyze(
             `distributed.Share` of them where processes share the work, whose running sums are then joined.
         analyses: names of analyses, to be run with their defaults, or instances, the user's own included.
         on_batch: called with the number of batches done.
-        layers: dotted names to observe; by default all layers of the kinds that an analysis observes.
+        layers: dotted names to observe; by default all layers of the kinds that an analysis observes. An analysis
+            with `across_layers = True` relates layers to each other and always sees all.
 
     Returns:
         One finding per analysis, in their order.
@@ -63,7 +64,7 @@ def _observe(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     analyses: Sequence[Analysis],
-    watched: Mapping[str, nn.Module],
+    watched: Mapping[str, tuple[nn.Module, list[Analysis]]],
     on_batch: Callable[[int], None] | None,
 ) -> int:
     gradients = any(analysis.needs_gradients for analysis in analyses)
@@ -71,8 +72,7 @@ def _observe(
     count = 0
     with evaluating(model), ExitStack() as hooks:
         batch: list[BatchView] = []
-        for name, module in watched.items():
-            observers = [analysis for analysis in analyses if isinstance(module, analysis.observes)]
+        for name, (module, observers) in watched.items():
             hooks.callback(module.register_forward_hook(_hook(name, observers, batch)).remove)
         for count, (images, labels) in enumerate(batches, start=1):
             batch[:] = [BatchView(images, labels, first + stride * (count - 1))]
@@ -98,14 +98,25 @@ def _join(analyses: Sequence[Joinable]) -> None:
         analysis.join(parts)
 
 
-def _watched(model: nn.Module, analyses: Sequence[Analysis], layers: Sequence[str] | None) -> dict[str, nn.Module]:
+def _watched(
+    model: nn.Module, analyses: Sequence[Analysis], layers: Sequence[str] | None
+) -> dict[str, tuple[nn.Module, list[Analysis]]]:
+    """Which analyses see which modules."""
     modules = dict(model.named_modules())
     for name in layers or ():
         if name not in modules:
             raise UserError(f"the model has no layer '{name}'{did_you_mean(name, modules)}")
-    kinds = tuple({kind for analysis in analyses for kind in analysis.observes})
-    chosen = modules if layers is None else {name: modules[name] for name in layers}
-    return {name: module for name, module in chosen.items() if isinstance(module, kinds)}
+    watched = {}
+    for name, module in modules.items():
+        chosen = layers is None or name in layers
+        observers = [
+            analysis
+            for analysis in analyses
+            if isinstance(module, analysis.observes) and (chosen or getattr(analysis, "across_layers", False))
+        ]
+        if observers:
+            watched[name] = (module, observers)
+    return watched
 
 
 def _forward_and_backward(model: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -11,12 +11,15 @@ from torch import nn
 
 from infoprune import checkpoint, registry
 from infoprune.artifacts import ModelReference
+from infoprune.errors import UserError
 from infoprune.pruning import channel_graph
 from infoprune.splits import Data
 
 # Only what a family cannot do without; everything else has to have a default.
 REQUIRED = {"torchvision": {"architecture": "squeezenet1_1"}}
-INPUTS = {"torchvision": (3, 64, 64)}
+INPUTS = {"torchvision": (3, 64, 64), "convac": (1, 16, 16)}
+# Built to check theorems on: no convolution to cut.
+NOT_PRUNABLE = {"convac"}
 
 
 @pytest.fixture(params=registry.names("models"))
@@ -33,8 +36,11 @@ def test_models_are_built_alike_and_can_be_pruned(reference: ModelReference) -> 
     assert isinstance(model, nn.Module)
     assert not model.training
     assert registry.find("models", reference.name).__doc__
-    graph = channel_graph(model, example_for(reference))
-    assert [group.name for group in graph.groups if not group.refusal]
+    if reference.name in NOT_PRUNABLE:
+        with pytest.raises(UserError, match="there is nothing to prune"):
+            channel_graph(model, example_for(reference))
+    else:
+        assert [group for group in channel_graph(model, example_for(reference)).groups if not group.refusal]
     again = checkpoint.build(reference)
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in again.state_dict().items()

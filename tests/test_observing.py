@@ -122,3 +122,11 @@ def test_shared_work_is_done_once(chain: nn.Module, batches: list[tuple[Tensor, 
 
     analyze(chain, batches, [Asks(), Asks()])
     assert calls == [0, 1]
+
+
+def test_an_analysis_across_layers_sees_all_of_them(chain: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    across, single = Recorder(), Recorder()
+    across.across_layers = True
+    analyze(chain, batches[:1], [across, single], layers=["second"])
+    assert [view.layer for view in across.views] == ["first", "second", "third"]
+    assert [view.layer for view in single.views] == ["second"]
