@@ -43,11 +43,11 @@ def from_json(value: Any, kind: type[Noun], source: str) -> Noun:
 def _encode(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()
-    raise NotImplementedError(f"cannot write a {type(value).__name__} as JSON")
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
 
 
 def _decode(kind: type, value: Any) -> Any:
     if kind is not Tensor:
-        raise NotImplementedError(f"cannot read a {kind.__name__} from JSON")
+        raise TypeError(f"cannot read a {kind.__name__} from JSON")
     numbers = [math.nan if item is None else item for item in value] if isinstance(value, list) else value
     return torch.tensor(math.nan if numbers is None else numbers, dtype=torch.float64)
