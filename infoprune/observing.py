@@ -133,6 +133,11 @@ def _forward_and_backward(model: nn.Module, images: Tensor, labels: Tensor) -> N
         torch.autograd.grad(F.cross_entropy(logits, labels), leaf)
 
 
+def _filters_second(module: nn.Module, maps: Tensor) -> Tensor:
+    """Linear layers over maps put their filters last, convolutions second, where analyses look for them."""
+    return maps.movedim(-1, 1) if isinstance(module, nn.Linear) and maps.dim() > 2 else maps
+
+
 def _hook(
     name: str, analyses: Sequence[Analysis], batch: Sequence[BatchView]
 ) -> Callable[[nn.Module, object, Tensor], None]:
@@ -144,13 +149,16 @@ def _hook(
                 f"layer '{name}' put out NaN or infinity on calibration batch {batch[0].index}; check the weights and "
                 "that the images are normalised as the model expects"
             )
+        activations = _filters_second(module, activations)
         view = LayerView(name, module, activations, batch[0])
         show(view, [analysis for analysis in analyses if not analysis.needs_gradients])
         if later := [analysis for analysis in analyses if analysis.needs_gradients]:
             # Copied, since an in-place activation may follow before backward comes by.
             kept = activations.clone()
             output.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: show(LayerView(name, module, kept, batch[0], gradient.detach()), later)
+                lambda gradient: show(
+                    LayerView(name, module, kept, batch[0], _filters_second(module, gradient.detach())), later
+                )
             )
 
     def show(view: LayerView, observers: Sequence[Analysis]) -> None:

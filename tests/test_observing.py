@@ -130,3 +130,15 @@ def test_an_analysis_across_layers_sees_all_of_them(chain: nn.Module, batches: l
     analyze(chain, batches[:1], [across, single], layers=["second"])
     assert [view.layer for view in across.views] == ["first", "second", "third"]
     assert [view.layer for view in single.views] == ["second"]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_linear_layers_over_maps_show_their_filters_second(gradients: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Flatten(), nn.Linear(20, 2))
+    recorder = Recorder(gradients)
+    recorder.observes = (nn.Linear,)
+    maps = torch.randn(6, 4, 3)
+    analyze(model, [(maps, torch.zeros(6, dtype=torch.long))], [recorder])
+    view = next(view for view in recorder.views if view.layer == "0")
+    torch.testing.assert_close(view.activations, model[0](maps).movedim(-1, 1))
+    assert view.gradients is None or view.gradients.shape == (6, 5, 4)
