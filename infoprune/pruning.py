@@ -14,7 +14,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from infoprune.artifacts import ChannelGraph, ChannelGroup, LayerCost, Member, Plan, width_of
+from infoprune.artifacts import ChannelGraph, ChannelGroup, Cost, LayerCost, Member, Plan, width_of
 from infoprune.errors import UserError, did_you_mean
 
 PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -34,19 +34,19 @@ def channel_graph(model: nn.Module, example: Tensor) -> ChannelGraph:
         UserError: where the model cannot be traced, or runs no convolution or linear layer.
     """
     twin = _traceable_copy(model)
-    costs = _layer_costs(twin, example)
-    if not costs:
+    costs, fixed = _layer_costs(twin, example)
+    if not any(cost.macs for cost in costs):
         raise UserError("the model runs no convolution or linear layer on the example, so there is nothing to prune")
     graph = _dependency_graph(twin, example)
     names = {module: name for name, module in twin.named_modules()}
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
     for cost in costs:
-        if cost.layer not in seen:
+        if cost.macs and cost.layer not in seen:
             group = _channel_group(graph, cost.layer, twin.get_submodule(cost.layer), names)
             groups.append(group)
             seen.update(member.layer for member in group.members if member.side == "out")
-    return ChannelGraph(tuple(groups), costs, tuple(example.shape[1:]))
+    return ChannelGraph(tuple(groups), costs, tuple(example.shape[1:]), fixed)
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -176,16 +176,13 @@ def _input_width(module: nn.Module) -> int:
     raise TypeError(f"a {type(module).__name__} has no input width")
 
 
-def _layer_costs(model: nn.Module, example: Tensor) -> tuple[LayerCost, ...]:
-    """Costs in the order of the forward pass; a layer that runs twice costs twice."""
-    costs: dict[str, LayerCost] = {}
+def _layer_costs(model: nn.Module, example: Tensor) -> tuple[tuple[LayerCost, ...], Cost]:
+    """Costs of layers with widths, in the order of the forward pass, and of the rest; a layer that runs twice costs
+    twice, its parameters once."""
+    macs: dict[str, int] = {}
 
     def count(name: str, module: nn.Module, output: Tensor) -> None:
-        macs = output.numel() // len(example) * module.weight[0].numel()  # type: ignore[index]
-        inputs, outputs = _input_width(module), width_of(module)
-        depthwise = getattr(module, "groups", 1) == inputs == outputs > 1
-        before = costs[name].macs if name in costs else 0
-        costs[name] = LayerCost(name, inputs, outputs, before + int(macs), depthwise)
+        macs[name] = macs.get(name, 0) + int(output.numel() // len(example) * module.weight[0].numel())  # type: ignore[index]
 
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
@@ -203,7 +200,39 @@ def _layer_costs(model: nn.Module, example: Tensor) -> tuple[LayerCost, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(costs.values())
+    modules = dict(model.named_modules())
+    norms = [name for name, module in modules.items() if name not in macs and _has_vectors_only(module)]
+    seen: set[int] = set()
+    costs = tuple(_layer_cost(name, modules[name], macs.get(name, 0), seen) for name in (*macs, *norms))
+    rest = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in seen]
+    parameters = sum(tensor.numel() for tensor in rest if isinstance(tensor, nn.Parameter))
+    return costs, Cost(0, parameters, sum(tensor.numel() * tensor.element_size() for tensor in rest))
+
+
+def _has_vectors_only(module: nn.Module) -> bool:
+    """Whether all of a module's own parameters are one number per channel, as in norms."""
+    try:
+        width = width_of(module)
+    except TypeError:
+        return False
+    own = [*module.parameters(recurse=False)]
+    return bool(own) and not isinstance(module, PRODUCERS) and all(each.numel() == width for each in own)
+
+
+def _layer_cost(name: str, module: nn.Module, macs: int, seen: set[int]) -> LayerCost:
+    """One layer's cost; parameters in `seen` are shared with a layer before and counted there."""
+    outputs = width_of(module)
+    inputs = _input_width(module) if isinstance(module, PRODUCERS) else outputs
+    counts = {"weights": 0, "vectors": 0, "buffers": 0}
+    item = 4
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        kind = "buffers" if not isinstance(tensor, nn.Parameter) else "vectors" if tensor.dim() == 1 else "weights"
+        if id(tensor) not in seen and tensor.numel() >= outputs and tensor.numel() > 1:
+            seen.add(id(tensor))
+            counts[kind] += tensor.numel()
+            item = tensor.element_size()
+    depthwise = not isinstance(module, PRODUCERS) or getattr(module, "groups", 1) == inputs == outputs > 1
+    return LayerCost(name, inputs, outputs, macs, depthwise, item=item, **counts)
 
 
 def _traceable_copy(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """The nouns, in the order in which the flow makes them: views, findings, channel groups, plans, metrics."""
 
-from infoprune.artifacts.channels import ChannelGraph, ChannelGroup, LayerCost, Member, width_of
+from infoprune.artifacts.channels import ChannelGraph, ChannelGroup, Member, width_of
+from infoprune.artifacts.costs import Cost, LayerCost
 from infoprune.artifacts.findings import Analysis, Finding, Flag, Joinable, Measure
 from infoprune.artifacts.metrics import EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
 from infoprune.artifacts.plans import GroupPlan, Plan
@@ -11,6 +12,7 @@ __all__ = [
     "BatchView",
     "ChannelGraph",
     "ChannelGroup",
+    "Cost",
     "EpochRecord",
     "Finding",
     "Flag",

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import nn
+
+from infoprune.artifacts.costs import Cost, CostTable, LayerCost
 
 
 @dataclass(frozen=True)
@@ -44,52 +47,46 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
-class LayerCost:
-    """Cost of one convolution or linear layer as a function of its widths.
-
-    Attributes:
-        layer: the module's dotted name.
-        inputs, outputs: its widths in the unpruned model.
-        macs: multiply-accumulates per sample of the unpruned layer.
-        depthwise: whether each filter reads its own channel only, so that cost grows with one width.
-    """
-
-    layer: str
-    inputs: int
-    outputs: int
-    macs: int
-    depthwise: bool = False
-
-
-@dataclass(frozen=True)
 class ChannelGraph:
     """Everything the planner has to know about an architecture.
 
     Attributes:
         groups: all channel groups, in the order of the forward pass, the refused ones too.
-        costs: one entry per convolution and linear layer, in the order of the forward pass.
+        costs: one entry per layer whose cost depends on a width; convolutions and linear layers come first, in the
+            order of the forward pass.
         input_shape: shape of one input sample.
+        fixed: what no width changes: parameters and bytes of everything that is not in `costs`.
+        removed: blocks of the unpruned model that are left out; the groups are those of what remains.
+        whole: cost of the unpruned model with those blocks; `None` where none is left out.
     """
 
     groups: tuple[ChannelGroup, ...]
     costs: tuple[LayerCost, ...]
     input_shape: tuple[int, ...]
+    fixed: Cost = Cost(0, 0, 0)  # noqa: RUF009
+    removed: tuple[str, ...] = ()
+    whole: Cost | None = None
+
+    @property
+    def unpruned(self) -> Cost:
+        """Cost of the unpruned model, blocks that are left out included."""
+        return self.whole or self.cost({})
+
+    def cost(self, widths: Mapping[str, int]) -> Cost:
+        """Cost when the groups named in `widths` have those widths, the others their own."""
+        return self._table.cost(widths)
 
     def macs(self, widths: Mapping[str, int]) -> int:
         """Multiply-accumulates per sample when the groups named in `widths` have those widths, the others their own."""
-        cut: dict[tuple[str, str], int] = {}
-        for group in self.groups:
-            removed = group.width - widths.get(group.name, group.width)
-            for member in group.members if removed else ():
-                key = (member.layer, member.side)
-                cut[key] = cut.get(key, 0) + removed * len(member.channels[0])
-        total = 0
-        for cost in self.costs:
-            outputs = cost.outputs - cut.get((cost.layer, "out"), 0)
-            inputs = cost.inputs - cut.get((cost.layer, "in"), 0)
-            share = outputs / cost.outputs if cost.depthwise else outputs * inputs / (cost.outputs * cost.inputs)
-            total += round(cost.macs * share)
-        return total
+        return self.cost(widths).macs
+
+    @cached_property
+    def _table(self) -> CostTable:
+        cuts = {
+            group.name: [(member.layer, member.side, len(member.channels[0])) for member in group.members]
+            for group in self.groups
+        }
+        return CostTable(self.costs, {group.name: group.width for group in self.groups}, cuts, self.fixed)
 
 
 def width_of(layer: nn.Module) -> int:
