@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Cost, LayerCost, Member, Plan, width_of
 from infoprune.errors import UserError, did_you_mean
+from infoprune.shortening import check_blocks, shorten
 
 PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def channel_graph(model: nn.Module, example: Tensor) -> ChannelGraph:
+def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()) -> ChannelGraph:
     """Channel groups and layer costs of a model; the model itself is not touched.
 
     Args:
         model: any module that torch-pruning can trace.
         example: one or more input samples, `samples x channels x height x width`.
+        removed: blocks that give way to the identity first; the groups are those of what remains.
 
     Returns:
         All groups in the order of the forward pass; those that cannot be pruned carry the reason.
@@ -34,6 +36,12 @@ def channel_graph(model: nn.Module, example: Tensor) -> ChannelGraph:
         UserError: where the model cannot be traced, or runs no convolution or linear layer.
     """
     twin = _traceable_copy(model)
+    whole = None
+    if removed:
+        costs, fixed = _layer_costs(twin, example)
+        whole = ChannelGraph((), costs, tuple(example.shape[1:]), fixed).cost({})
+        check_blocks(twin, removed, example)
+        shorten(twin, removed)
     costs, fixed = _layer_costs(twin, example)
     if not any(cost.macs for cost in costs):
         raise UserError("the model runs no convolution or linear layer on the example, so there is nothing to prune")
@@ -46,7 +54,7 @@ def channel_graph(model: nn.Module, example: Tensor) -> ChannelGraph:
             group = _channel_group(graph, cost.layer, twin.get_submodule(cost.layer), names)
             groups.append(group)
             seen.update(member.layer for member in group.members if member.side == "out")
-    return ChannelGraph(tuple(groups), costs, tuple(example.shape[1:]), fixed)
+    return ChannelGraph(tuple(groups), costs, tuple(example.shape[1:]), fixed, tuple(removed), whole)
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -57,18 +65,18 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         plan: kept channels per group, in this model's coordinates.
 
     Raises:
-        UserError: for a group that the model lacks or that cannot be pruned, and for indices out of range, unsorted,
-            repeated, empty, or not aligned with a grouped convolution. Nothing is pruned then.
+        UserError: for a group or a block that the model lacks or that cannot be pruned, and for indices out of range,
+            unsorted, repeated, empty, or not aligned with a grouped convolution. Nothing is pruned then.
     """
     example = _example_for(model, plan.input_shape)
-    groups = {group.name: group for group in channel_graph(model, example).groups}
+    groups = {group.name: group for group in channel_graph(model, example, plan.removed).groups}
     for name, kept in plan.kept().items():
         if name not in groups:
             raise UserError(
                 f"the plan cuts '{name}', but the model has no such channel group{did_you_mean(name, groups)}"
             )
         check_kept(groups[name], kept)
-    pruned = _traceable_copy(model)
+    pruned = shorten(_traceable_copy(model), plan.removed)
     graph = _dependency_graph(pruned, example)
     for name, kept in plan.kept().items():
         removed = sorted(set(range(groups[name].width)) - set(kept))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Verification
 from infoprune.errors import RunError
+from infoprune.shortening import shorten
 
 TOLERANCE = 1e-5
 
@@ -24,7 +25,7 @@ def masked_twin(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Sequen
         graph: its channel groups.
         kept: kept channel indices per group; groups not named keep all.
     """
-    twin = copy.deepcopy(model)
+    twin = shorten(copy.deepcopy(model), graph.removed)
     groups = {group.name: group for group in graph.groups}
     with torch.no_grad():
         for name, channels in kept.items():

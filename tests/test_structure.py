@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "infoprune"
 FLOORS = {
     "errors": 0,
     "modes": 0,
+    "shortening": 1,
     "distributed": 1,
     "information": 1,
     "artifacts": 1,

@@ -36,6 +36,7 @@ class Plan:
         macs_before, macs_after: multiply-accumulates of the whole network per sample.
         input_shape: shape of one input sample; needed to trace the model again.
         notes: what the planner wants said about how the budget was met.
+        removed: blocks that give way to the identity; the groups are those of what remains.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -44,6 +45,7 @@ class Plan:
     macs_after: int
     input_shape: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     def kept(self) -> dict[str, tuple[int, ...]]:
         """The kept channels of every group that loses some."""

@@ -96,7 +96,7 @@ def compensate(
     done: list[LayerRepair] = []
     with evaluating(pruned), evaluating(teacher), torch.no_grad():
         run, sites, notes = _prepare(
-            pruned, teacher, _layers(pruned, graph, consumers, scope), images, batches, cache_mb
+            pruned, teacher, _layers(pruned, graph, consumers, scope), images, batches, cache_mb, graph.removed
         )
         for count, site in enumerate(sites, start=1):
             module: Any = pruned.get_submodule(site.layer)
@@ -114,11 +114,17 @@ def compensate(
 
 
 def _prepare(
-    pruned: nn.Module, teacher: nn.Module, layers: Collection[str], images: Tensor, batches: Batches, cache_mb: int
+    pruned: nn.Module,
+    teacher: nn.Module,
+    layers: Collection[str],
+    images: Tensor,
+    batches: Batches,
+    cache_mb: int,
+    leaves: Collection[str],
 ) -> tuple[Lockstep | Hooked, list[Site], list[str]]:
     """How to run the two networks side by side, and where to stop."""
     try:
-        walkers = Walker(teacher), Walker(pruned)
+        walkers = Walker(teacher, leaves), Walker(pruned, leaves)
         shapes = walkers[0].shapes(images[:1])
     except Exception as error:  # Tracing and replaying fail in as many ways as there are models.
         notes = [
@@ -255,7 +261,8 @@ def kept_outputs(
     outputs: dict[str, list[int]] = {}
     modules = dict(pruned.named_modules())
     for name, module in teacher.named_modules():
-        if isinstance(module, LAYERS):
+        gone = any(name == block or name.startswith(f"{block}.") for block in graph.removed)
+        if isinstance(module, LAYERS) and not gone:
             outputs[name] = sorted(set(range(width_of(module))) - removed.get(name, set()))
             if name not in modules or width_of(modules[name]) != len(outputs[name]):
                 raise UserError(
@@ -268,6 +275,8 @@ def kept_outputs(
 def _layers(pruned: nn.Module, graph: ChannelGraph, consumers: Collection[str], scope: Scope) -> list[str]:
     order = [cost.layer for cost in graph.costs]
     first = min((order.index(name) for name in consumers if name in order), default=len(order))
+    if graph.removed:  # Where a block is missing is not known here; what lies before it keeps its weights anyway.
+        first = 0
     chosen = order[first:] if scope == "all" else [name for name in order if name in consumers]
     return [name for name in chosen if isinstance(pruned.get_submodule(name), LAYERS)]
 

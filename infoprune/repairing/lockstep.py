@@ -41,7 +41,13 @@ class Site:
 class _Tracer(fx.Tracer):
     """Modules without children stay whole: what they do inside need not be traceable."""
 
+    def __init__(self, leaves: Collection[str]) -> None:
+        super().__init__()
+        self.leaves = leaves
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.leaves:
+            return True
         return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -49,10 +55,15 @@ class Walker:
     """A model's graph, run from one position to another.
 
     Raises whatever torch.fx raises where the model cannot be traced.
+
+    Args:
+        model: the model.
+        leaves: modules that stay whole: with the blocks that a plan removes, the graphs of the unpruned model and of
+            the pruned one have the same nodes.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        module = fx.GraphModule(model, _Tracer().trace(model))
+    def __init__(self, model: nn.Module, leaves: Collection[str] = ()) -> None:
+        module = fx.GraphModule(model, _Tracer(leaves).trace(model))
         self.interpreter = fx.Interpreter(module, garbage_collect_values=False)
         self.nodes = list(module.graph.nodes)
         self.positions = {node: position for position, node in enumerate(self.nodes)}

@@ -15,6 +15,7 @@ from infoprune.modes import evaluating
 from infoprune.repairing.compensating import LAYERS, POSITIONS, absorb, as_map, first_images, gather
 from infoprune.repairing.lockstep import Batches, Site, Values, Walker, copied, find_sites
 from infoprune.repairing.ridge import Capture, Moments, fit
+from infoprune.shortening import shorten
 
 SHARES = (0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1)
 Table = dict[str, dict[int, float]]
@@ -53,7 +54,7 @@ def measure_sensitivity(
     """
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"shares are {list(shares)}; expected numbers above 0 and below 1")
-    probe = _Probe(copy.deepcopy(model), batches)
+    probe = _Probe(shorten(copy.deepcopy(model), graph.removed), batches)
     groups = [group for group in graph.groups if group.name in scores and not group.refusal]
     table: Table = {}
     with evaluating(probe.model), torch.no_grad():

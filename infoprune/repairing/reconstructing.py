@@ -1,7 +1,7 @@
 """Gradient steps on each block's reconstruction, without labels: what no linear refit of one layer can reach."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     done: list[LayerRepair] = []
     with evaluating(pruned), evaluating(teacher):
-        given, own = _traced(teacher), _traced(pruned)
+        given, own = (_traced(model, graph.removed) for model in (teacher, pruned))
         states = [({given.nodes[0]: images.to(device)}, {own.nodes[0]: images.to(device)}) for images, _ in batches]
         blocks, at = find_blocks(own, pruned, outputs), 1
         for count, block in enumerate(blocks, start=1):
@@ -116,9 +116,9 @@ def reconstruct(
     return Repair(tuple(done))
 
 
-def _traced(model: nn.Module) -> Walker:
+def _traced(model: nn.Module, leaves: Collection[str]) -> Walker:
     try:
-        return Walker(model)
+        return Walker(model, leaves)
     except Exception as error:  # Tracing fails in as many ways as there are models.
         raise UserError(
             f"torch.fx cannot trace the model ({type(error).__name__}: {error}); use method = 'compensate'"
