@@ -36,8 +36,10 @@ def build(reference: ModelReference, weights: str | Path | None = None, folder: 
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{reference.name}' gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
-        path = find_file(weights, folder)
-        store.fit_weights(model, store.read_tensors(path), str(weights))
+        tensors = store.read_tensors(find_file(weights, folder))
+        # A family may know the names under which others have published its weights.
+        translate = getattr(model, "translate", dict)
+        store.fit_weights(model, translate(tensors), str(weights))
     return model.eval()
 
 

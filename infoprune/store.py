@@ -118,6 +118,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` file, or of a `.pth` / `.pt` / `.th` file read with `weights_only=True`.
 
     A dictionary with an entry `state_dict` is unwrapped, and a common `module.` prefix (left by DataParallel) dropped.
+    A pair of `NAME.q`, of 8-bit integers, and `NAME.scale`, one per filter, becomes `NAME.weight`, their product.
 
     Raises:
         UserError: where the file is missing, damaged, or would need unpickling of code.
@@ -141,8 +142,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"'{path}' holds no state_dict (a dictionary of tensors); save model.state_dict()")
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
-    tensors: dict[str, Tensor] = found
-    return tensors
+    return _dequantised(found, path)
+
+
+def _dequantised(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights stored as integers times a scale, in floating point."""
+    plain = dict(tensors)
+    for name in [name for name, value in tensors.items() if name.endswith(".q") and value.dtype == torch.int8]:
+        layer = name.removesuffix(".q")
+        scale, value = tensors.get(f"{layer}.scale"), plain.pop(name).float()
+        if scale is None or scale.numel() not in (1, len(value)):
+            raise UserError(f"'{path}' has '{name}' without a '{layer}.scale' per filter; use an intact checkpoint")
+        plain[f"{layer}.weight"] = value * plain.pop(f"{layer}.scale").view(-1, *[1] * (value.dim() - 1))
+    return plain
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

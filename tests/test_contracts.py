@@ -17,7 +17,7 @@ from infoprune.splits import Data
 
 # Only what a family cannot do without; everything else has to have a default.
 REQUIRED = {"torchvision": {"architecture": "squeezenet1_1"}}
-INPUTS = {"torchvision": (3, 64, 64), "convac": (1, 16, 16)}
+INPUTS = {"torchvision": (3, 64, 64), "convac": (1, 16, 16), "lenet": (1, 28, 28), "alexnet": (3, 64, 64)}
 # Built to check theorems on: no convolution to cut.
 NOT_PRUNABLE = {"convac"}
 
@@ -70,8 +70,14 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[s
     """A data set's name and the least options it can do with."""
     if request.param == "cifar10":
         return request.param, {"root": str(request.getfixturevalue("data_root") / "cifar10")}
+    if request.param == "nips2017":
+        return request.param, {"root": str(request.getfixturevalue("data_root") / "nips2017")}
     if request.param == "image_folder":
         return request.param, {"root": str(folder_of_images(tmp_path)), "size": 32, "workers": 0}
+    if request.param in ("mnist", "fashion_mnist"):
+        return request.param, {"root": str(request.getfixturevalue("idx_folder")), "validation": 20}
+    if request.param == "fruits360":
+        return request.param, {"root": str(request.getfixturevalue("fruits_folder")), "validation": 9}
     return request.param, {}
 
 
