@@ -1,15 +1,20 @@
 """What all tests share: runtime-checked shapes in the pure mathematics, small networks, and the real data's place."""
 
+import gzip
+import io
 import os
 from pathlib import Path
+from zipfile import ZipFile
 
 from jaxtyping import install_import_hook
 
 # Before anything imports it: the shapes in its signatures are then executed, not only read.
 install_import_hook("infoprune.information", "beartype.beartype")
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 
 
@@ -61,3 +66,29 @@ def chain() -> nn.Module:
 def images() -> torch.Tensor:
     """Sixteen images for `chain`."""
     return torch.randn(16, 2, 8, 8)
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path) -> Path:
+    """The four .gz files of an MNIST with 60 training and 20 test images, whose first pixel is their number."""
+    for prefix, count in (("train", 60), ("t10k", 20)):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        pixels[:, 0, 0] = np.arange(count)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
+            (tmp_path / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return tmp_path
+
+
+@pytest.fixture
+def fruits_folder(tmp_path: Path) -> Path:
+    """Fruits-360 with three classes of one grey each: 12 training and 4 test images per class."""
+    for part, count in (("train", 12), ("test", 4)):
+        with ZipFile(tmp_path / f"{part}64.zip", "w") as archive:
+            for label in range(3):
+                for number in range(count):
+                    content = io.BytesIO()
+                    Image.new("RGB", (64, 64), (80 * label + number,) * 3).save(content, "png")
+                    archive.writestr(f"{label:02d}/{number}.png", content.getvalue())
+    return tmp_path

@@ -1,10 +1,8 @@
 """CIFAR-10: 60,000 colour images of 32x32 in ten classes (Krizhevsky, "Learning multiple layers of features", 2009)."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
+from infoprune.datasets._arrays import Arrays, base_folder, three_splits
 from infoprune.errors import UserError
 from infoprune.splits import Data
 
 Layout = Literal["auto", "sheets", "torchvision"]
 Part = Literal["train", "test"]
-Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images x 32 x 32 x 3, labels
 CLASSES, SIDE, ROWS, COLUMNS = 10, 32, 25, 40
 PER_SHEET = ROWS * COLUMNS
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,35 +57,17 @@ def load(
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError(f"got mean {mean} and std {std}; expected three numbers each, std above 0")
     read = _reader(root, layout, download)
-    images, labels = _checked(read("train"), "training")
-    rest, aside = _set_aside(labels, validation, seed)
-    splits = [(images[rest], labels[rest]), (images[aside], labels[aside]), _checked(read("test"), "test")]
-    digest = sha256()
-    for pixels, classes in splits:
-        digest.update(pixels.data)
-        digest.update(classes.data)
-    train, held_out, test = (
-        TensorDataset(
-            torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))),
-            torch.from_numpy(classes.astype(np.int64)),
-        )
-        for pixels, classes in splits
-    )
-    return Data(
-        name="cifar10",
-        train=train,
-        validation=held_out,
-        test=test,
+    return three_splits(
+        "cifar10",
+        read("train"),
+        read("test"),
         classes=CLASSES,
-        prepare=partial(_standardise, mean=torch.tensor(mean), std=torch.tensor(std)),
-        fingerprint=digest.hexdigest(),
+        validation=validation,
+        mean=mean,
+        std=std,
+        seed=seed,
         augment=crop_and_mirror if augment else None,
     )
-
-
-def _standardise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
-    mean, std = mean.to(images.device).view(-1, 1, 1), std.to(images.device).view(-1, 1, 1)
-    return (images.float() / 255 - mean) / std
 
 
 def crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -107,42 +86,17 @@ def crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
     return picked.view_as(images)
 
 
-def _set_aside(labels: NDArray[np.uint8], validation: int, seed: int) -> tuple[list[int], list[int]]:
-    if not CLASSES <= validation <= len(labels) - CLASSES:
-        raise UserError(
-            f"validation = {validation}; expected {CLASSES} to {len(labels) - CLASSES}, "
-            "so that both parts of the training set have every class"
-        )
-    # Imported where used: scikit-learn takes a second to import.
-    from sklearn.model_selection import train_test_split
-
-    rest, aside = train_test_split(range(len(labels)), test_size=validation, stratify=labels, random_state=seed)
-    return rest, aside
-
-
-def _checked(split: Split, name: str) -> Split:
-    labels = split[1]
-    if labels.max() >= CLASSES:
-        raise UserError(f"CIFAR-10 {name} set: a label is {labels.max()}; expected 0..{CLASSES - 1}; fetch it again")
-    return split
-
-
-def _reader(root: str | None, layout: Layout, download: bool) -> Callable[[Part], Split]:
+def _reader(root: str | None, layout: Layout, download: bool) -> Callable[[Part], Arrays]:
     """Finds the layout, and with it the function that reads a part of the data."""
-    base = root or os.environ.get("INFOPRUNE_DATA")
-    if not base:
-        raise UserError(
-            "where is CIFAR-10? set the variable INFOPRUNE_DATA to the folder that holds cifar10/, "
-            "or give the folder: --set data.root=FOLDER"
-        )
-    folders = [Path(base) / "cifar10", Path(base)]
+    base = base_folder(root, "CIFAR-10", "cifar10")
+    folders = [base / "cifar10", base]
     for folder in folders:
         if layout != "torchvision" and (folder / "train-labels.u8").is_file():
             return partial(_from_sheets, folder)
         if layout != "sheets" and (folder / "cifar-10-batches-py").is_dir():
             return partial(_from_torchvision, folder, False)
     if download and layout != "sheets":
-        return partial(_from_torchvision, Path(base) if root else folders[0], True)
+        return partial(_from_torchvision, base if root else folders[0], True)
     wanted = [
         name
         for name, of in (("train-labels.u8", "sheets"), ("cifar-10-batches-py", "torchvision"))
@@ -155,7 +109,7 @@ def _reader(root: str | None, layout: Layout, download: bool) -> Callable[[Part]
     )
 
 
-def _from_sheets(folder: Path, part: Part) -> Split:
+def _from_sheets(folder: Path, part: Part) -> Arrays:
     labels = np.frombuffer(_existing(folder / f"{part}-labels.u8").read_bytes(), dtype=np.uint8)
     paths = [folder / f"{part}-{number:02d}.webp" for number in range(-(-len(labels) // PER_SHEET))]
     beyond = folder / f"{part}-{len(paths):02d}.webp"
@@ -189,7 +143,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _from_torchvision(folder: Path, download: bool, part: Part) -> Split:
+def _from_torchvision(folder: Path, download: bool, part: Part) -> Arrays:
     from torchvision.datasets import CIFAR10
 
     try:

@@ -1,0 +1,27 @@
+"""Fashion-MNIST: 70,000 images of clothes in the format of MNIST (Xiao et al., 1708.07747)."""
+
+from infoprune.datasets._arrays import base_folder, three_splits
+from infoprune.datasets._idx import read_parts
+from infoprune.splits import Data
+
+MEAN, STD = (0.2860,), (0.3530,)
+
+
+def load(*, root: str | None = None, download: bool = False, validation: int = 5000, seed: int = 0) -> Data:
+    """Fashion-MNIST in three fixed splits: validation comes out of the 60,000 training images in equal class shares.
+
+    Images are stored as bytes, `1 x 28 x 28`, and reach the network as floats, (pixel / 255 - 0.2860) / 0.3530.
+
+    Args:
+        root: folder of the four IDX files, as published (.gz) or unpacked, or the one above its `fashion-mnist/` or
+            torchvision's `FashionMNIST/raw/`; if not given, the variable INFOPRUNE_DATA names it.
+        download: whether torchvision may fetch them into `root` where they are missing.
+        validation: number of training images set aside.
+        seed: which training images are set aside.
+
+    Raises:
+        UserError: where the data is missing or malformed, or an option does not fit it.
+    """
+    base = base_folder(root, "Fashion-MNIST", "fashion-mnist")
+    train, test = read_parts(base, "Fashion-MNIST", "fashion-mnist", "FashionMNIST", download)
+    return three_splits("fashion_mnist", train, test, classes=10, validation=validation, mean=MEAN, std=STD, seed=seed)
