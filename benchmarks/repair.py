@@ -26,7 +26,7 @@ from infoprune.observing import analyze
 from infoprune.pruning import channel_graph, prune
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
-from infoprune.sensitivity import allocate
+from infoprune.planning.sensitivity import allocate
 from infoprune.training import evaluate
 
 WEIGHTS = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}

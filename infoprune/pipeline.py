@@ -16,7 +16,8 @@ from infoprune.encoding import from_json, to_json
 from infoprune.exporting import export
 from infoprune.histories import read_history
 from infoprune.observing import analyze
-from infoprune.planning import group_scores, plan
+from infoprune.planning import plan
+from infoprune.planning.ranking import group_scores
 from infoprune.profiling import profile
 from infoprune.pruning import prune
 from infoprune.recipe import Recipe

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding, LayerCost, Member, Plan
 from infoprune.errors import UserError
-from infoprune.planning import group_scores, plan
+from infoprune.planning import plan
+from infoprune.planning.ranking import group_scores
 from infoprune.pruning import channel_graph, prune
 
 
@@ -16,7 +17,7 @@ def line(*widths: int, partitions: int = 1) -> ChannelGraph:
     """A line of 3x3 convolutions on 8x8 maps; the last one is the output."""
     identity = [tuple((i,) for i in range(width)) for width in widths]
     costs = tuple(
-        LayerCost(f"conv{i}", inputs, outputs, 64 * 9 * inputs * outputs)
+        LayerCost(f"conv{i}", inputs, outputs, 64 * 9 * inputs * outputs, weights=9 * inputs * outputs, vectors=outputs)
         for i, (inputs, outputs) in enumerate(zip((3, *widths), widths, strict=False))
     )
     groups = tuple(

@@ -16,7 +16,7 @@ from infoprune.repairing import recalibrate, repair
 from infoprune.repairing.probing import measure_sensitivity
 from infoprune.repairing.reconstructing import find_blocks, reconstruct
 from infoprune.repairing.ridge import Moments, fit
-from infoprune.sensitivity import allocate
+from infoprune.planning.sensitivity import allocate
 
 Kept = dict[str, tuple[int, ...]]
 

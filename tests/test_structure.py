@@ -42,7 +42,6 @@ FLOORS = {
 }
 # A room of several files: its other files belong to it alone.
 ANNEXES = {
-    "sensitivity": "planning",
     "tables": "cli",
 }
 DOORS = {

@@ -261,8 +261,8 @@ def kept_outputs(
     outputs: dict[str, list[int]] = {}
     modules = dict(pruned.named_modules())
     for name, module in teacher.named_modules():
-        gone = any(name == block or name.startswith(f"{block}.") for block in graph.removed)
-        if isinstance(module, LAYERS) and not gone:
+        left_out = any(name == block or name.startswith(f"{block}.") for block in graph.removed)
+        if isinstance(module, LAYERS) and not left_out:
             outputs[name] = sorted(set(range(width_of(module))) - removed.get(name, set()))
             if name not in modules or width_of(modules[name]) != len(outputs[name]):
                 raise UserError(

@@ -1,0 +1,172 @@
+"""From findings to kept channels under a budget."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding, GroupPlan, Plan
+from infoprune.errors import UserError
+from infoprune.planning.allocation import above_one_threshold, in_proportion, meet, uniform
+from infoprune.planning.budgets import Widths, budget_of
+from infoprune.planning.constraints import Constraints, touched
+from infoprune.planning.masks import kept_by
+from infoprune.planning.ranking import Ranking, Reduce, Scale, best
+from infoprune.planning.recommending import WidthAs, advise, advising
+from infoprune.planning.sensitivity import cheapest
+from infoprune.planning.spans import decided_by, spans_of
+
+Allocation = Literal["uniform", "global", "sensitivity"]
+
+
+def plan(
+    findings: Sequence[Finding],
+    graph: ChannelGraph,
+    sensitivity: Mapping[str, Mapping[int, float]] | None = None,
+    predict: Callable[[Widths], float] | None = None,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    bytes: float | None = None,
+    latency: float | None = None,
+    rank_by: str | list[str] = "information_bottleneck",
+    redundancy_by: list[str] | None = None,
+    redundancy_weight: float = 0.5,
+    reduce: Reduce = "mean",
+    scale: Scale = "standardized",
+    allocation: Allocation = "uniform",
+    width_by: list[str] | None = None,
+    width_as: WidthAs = "floor",
+    round_to: int = 1,
+    min_width: int = 1,
+    min_share: float = 0.05,
+    protect: Sequence[str] = (),
+    only: Sequence[str] = (),
+    masks: dict[str, list[int]] | None = None,
+) -> Plan:
+    """Chooses the channels to keep.
+
+    The default rule joins what has run: filters are ranked by their information-bottleneck score plus half of what
+    `redundancy` and `spectral_rolloff` say of their redundancy, no width goes below what `cmi_permutation` recommends
+    as long as the budget allows it, and blocks that `data_processing` names have been taken out of the graph before,
+    where validation confirmed it. Each group's reason says which signal decided.
+
+    Args:
+        findings: what the analyses found; those in `rank_by` must be among them.
+        graph: channel groups and costs, from `channel_graph`.
+        sensitivity: for that allocation: per group, width -> loss, from `infoprune.repairing.measure_sensitivity`.
+        predict: for a latency budget: milliseconds at given widths, from `infoprune.timing.Timings`.
+        macs: the budget in multiply-accumulates per sample: a share of the unpruned network's up to 1, above that a
+            number. Several budgets hold at once; without any it is half the MACs.
+        parameters: the budget in parameters, a share or a number.
+        bytes: the budget in bytes of weights and buffers, a share or a number.
+        latency: the budget in measured time of a forward pass on this device, a share of the unpruned network's.
+        rank_by: the analysis whose importance ranks the channels, or several, which count alike.
+        redundancy_by: analyses whose importance is added as a signal of redundancy; if not given, `redundancy` and
+            `spectral_rolloff` where they ran.
+        redundancy_weight: of these signals against the ranking's.
+        reduce: how the scores of several layers in one group become one score per channel.
+        scale: what the scores of several layers or analyses are brought to before they are joined.
+        allocation: how groups share the loss: "uniform" gives each the same share of its width, "global" ranks the
+            channels of all groups together by score relative to their group's mean, "sensitivity" cuts where measured
+            loss per unit of the budget is least.
+        width_by: analyses whose recommended widths are heeded (their median); if not given, `cmi_permutation` where
+            it ran.
+        width_as: what they are: a "floor" as far as the budget allows, a "ceiling", or the "prior" that all widths
+            are in proportion to (in place of "uniform").
+        round_to: widths are multiples of this.
+        min_width: least number of channels in a group.
+        min_share: least share of a group's channels, 0..1.
+        protect: patterns (`layer1.*`) of groups or layers that stay whole.
+        only: patterns of the groups or layers that may be cut; empty for all.
+        masks: kept filters per layer, chosen by hand; then nothing else is cut, and budgets do not count.
+
+    Returns:
+        A plan that meets the budget from below as closely as the widths allow.
+
+    Raises:
+        UserError: where there is nothing to prune, the budget cannot be met, a pattern matches nothing, a mask does not
+            fit, or `rank_by` gives no usable score.
+    """
+    constraints = Constraints(round_to, min_width, min_share, protect, only)
+    refused = constraints.refused(graph)
+    free = [group for group in graph.groups if group.name not in refused]
+    if masks is not None:
+        return _by_hand(masks, graph, free, refused)
+    if not free:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UserError(f"there is nothing to prune: {reasons}")
+    ranking = Ranking(findings, rank_by, redundancy_by, redundancy_weight, reduce, scale)
+    scores = {group.name: ranking.scores(group) for group in free}
+    budget = budget_of(graph, macs=macs, parameters=parameters, bytes=bytes, latency=latency, predict=predict)
+    budget.check({group.name: constraints.floor(group) for group in free})
+    advisers = advising(findings, width_by)
+    if advisers and width_as == "prior" and allocation != "uniform":
+        raise UserError(
+            f"[plan] width_as = 'prior' takes the place of allocation = 'uniform', not of '{allocation}'; use floor or "
+            "ceiling"
+        )
+    advice = {group.name: given for group in free if (given := advise(advisers, group)) is not None}
+    spans, notes = spans_of(free, constraints, advice, width_as, budget)
+    if allocation == "sensitivity":
+        widths = cheapest(sensitivity or {}, budget, spans)
+    elif allocation == "global":
+        widths = meet(budget, spans, above_one_threshold(scores))
+    elif advice and width_as == "prior":
+        widths = meet(budget, spans, in_proportion({name: own.width for name, own in advice.items()}))
+    else:
+        widths = meet(budget, spans, uniform)
+    groups = []
+    for span in spans:
+        name, width = span.group.name, widths[span.group.name]
+        kept = best(scores[name], width, span.group.partitions)
+        reason = decided_by(span, width, advice.get(name), width_as, allocation) + _cut(scores[name], kept, ranking)
+        groups.append(_group_plan(span.group, kept, graph, widths, reason))
+    return _made(graph, groups, refused, widths, (*budget.notes(widths), *notes))
+
+
+def _cut(scores: Tensor, kept: Sequence[int], ranking: Ranking) -> str:
+    removed = sorted(set(range(len(scores))) - set(kept))
+    if not removed:
+        return ""
+    return (
+        f"; the {len(kept)} channels ranked highest by {ranking.name} "
+        f"(kept {scores[list(kept)].min():.4g} and above, removed {scores[removed].max():.4g} and below)"
+    )
+
+
+def _by_hand(
+    masks: Mapping[str, Sequence[int]], graph: ChannelGraph, free: Sequence[ChannelGroup], refused: Mapping[str, str]
+) -> Plan:
+    kept = kept_by(masks, graph)
+    stuck = [name for name in kept if name in refused]
+    if stuck:
+        raise UserError(f"the mask cuts '{stuck[0]}', which stays whole: {refused[stuck[0]]}; leave it out of the mask")
+    widths = {group.name: len(kept.get(group.name, range(group.width))) for group in free}
+    groups = [
+        _group_plan(group, kept.get(group.name, tuple(range(group.width))), graph, widths, "chosen by hand")
+        for group in free
+    ]
+    after, before = graph.macs(widths), graph.unpruned.macs
+    return _made(graph, groups, refused, widths, (f"{after:,} of {before:,} MACs ({after / before:.1%}), by hand",))
+
+
+def _group_plan(
+    group: ChannelGroup, kept: tuple[int, ...], graph: ChannelGraph, widths: Widths, reason: str
+) -> GroupPlan:
+    own = touched(graph, group)
+    return GroupPlan(group.name, kept, group.width, len(kept), own.macs({}), own.macs(widths), reason)
+
+
+def _made(
+    graph: ChannelGraph,
+    groups: Sequence[GroupPlan],
+    refused: Mapping[str, str],
+    widths: Widths,
+    notes: tuple[str, ...],
+) -> Plan:
+    if graph.removed:
+        notes = (*notes, f"removed as a whole: {', '.join(graph.removed)}")
+    return Plan(
+        tuple(groups), refused, graph.unpruned.macs, graph.macs(widths), graph.input_shape, notes, tuple(graph.removed)
+    )
