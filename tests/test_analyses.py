@@ -1,5 +1,7 @@
 """A contract for every analysis in the folder, and known answers for each."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from infoprune.artifacts import Analysis, BatchView, Finding, LayerView
 from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
 from infoprune.observing import analyze
+from infoprune.recipe import options
 
 NAMES = registry.names("analyses")
 Batches = list[tuple[Tensor, Tensor]]
@@ -32,6 +35,15 @@ class TestContract:
         assert found.analysis == name
         assert to_json(found) == to_json(again)
         assert to_json(from_json(to_json(found), Finding, "test")) == to_json(found)
+
+    def test_two_of_a_kind_in_one_pass_leave_each_other_alone(
+        self, name: str, chain: nn.Module, batches: Batches
+    ) -> None:
+        kind = registry.find("analyses", name)
+        kinds = [kind, partial(kind, preset="paper")] if "preset" in options(kind) else [kind, kind]
+        together = analyze(chain, batches, [make() for make in kinds])
+        alone = [analyze(chain, batches, [make()])[0] for make in kinds]
+        assert [to_json(found) for found in together] == [to_json(found) for found in alone]
 
     def test_scores_every_filter_with_finite_numbers(self, name: str, chain: nn.Module, batches: Batches) -> None:
         found = analyze(chain, batches, [registry.find("analyses", name)()])[0]

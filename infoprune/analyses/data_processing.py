@@ -96,7 +96,7 @@ class DataProcessing:
         """Adds I(X;T), I(T;Y) and I(δ_K;δ) of one layer on one batch; views come from the last layer to the first."""
         labels = labels_of(self.name, view)
         # An activation that is one module used several times: the last call, whose gradient comes first, stands for it.
-        if view.gradients is None or not view.batch.once(("data processing", view.layer), _Once).first():
+        if view.gradients is None or not view.batch.once((id(self), view.layer), _Once).first():
             return
         layer = self._layers.setdefault(view.layer, _of(view))
         point = self.kernels.point(view, labels, self.permutations, self.seed)
@@ -108,7 +108,7 @@ class DataProcessing:
         # The scale of a loss gradient means nothing, and a mean over the batch makes it tiny.
         error = view.gradients * len(labels)
         gram = self.errors.of_set(error)
-        last = view.batch.once("last error", lambda: gram)
+        last = view.batch.once((id(self), "last error"), lambda: gram)
         own, of_last, joint = self.errors.entropy(gram, last, gram * last).tolist()
         layer.error.append(own + of_last - joint)
 

@@ -1,5 +1,6 @@
 """The plane: its corners, its points by definition, and paths over steps."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from infoprune.errors import UserError
 from infoprune.information.entropy import mutual_information, renyi_entropy
 from infoprune.information.gram import delta, filter_exponents, filter_grams
 from infoprune.observing import analyze
+from infoprune.training import finetune
 
 View = Callable[..., LayerView]
 LABELS = torch.arange(64) % 4
@@ -73,20 +75,29 @@ def test_the_papers_product_saturates(view: View) -> None:
     assert float(found.measures["layer"]["I(X;T)"].value) == pytest.approx(joint, abs=0.05), "all of X, it seems"
 
 
-def test_training_on_the_labels_moves_the_last_layer_up() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 4))
+def test_points_are_collected_while_a_network_is_trained_and_do_not_change_it() -> None:
     images = torch.randn(64, 1, 4, 4)
     images[:, 0, 0] += 2 * nn.functional.one_hot(LABELS, 4)
-    optimizer, found = torch.optim.Adam(model.parameters(), 0.02), {}
-    for step in range(81):
+    batches, found = [(images, LABELS)], {}
+
+    def trained(on_step: Callable[[int, int], None] | None, model: nn.Module) -> dict[str, Tensor]:
+        finetune(model, batches, on_step=on_step, epochs=80, optimizer="adamw", learning_rate=0.02)
+        return model.state_dict()
+
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.1), nn.Flatten())
+    plain.append(nn.Linear(16, 4))
+    watched = copy.deepcopy(plain)
+
+    def look(step: int, _: int = 0) -> None:
         if step % 40 == 0:
-            found[step] = analyze(model, [(images, LABELS)], [InformationPlane()])[0]
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), LABELS).backward()
-        optimizer.step()
+            found[step] = analyze(watched, batches, [InformationPlane()])[0]
+
+    look(0)
+    expected, got = trained(None, plain), trained(look, watched)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
     paths = trajectories(found)
-    assert paths["3"][:, 0].tolist() == [0, 40, 80]
-    assert paths["3"][-1, 2] > paths["3"][0, 2] + 0.3
+    assert paths["5"][:, 0].tolist() == [0, 40, 80]
+    assert paths["5"][-1, 2] > paths["5"][0, 2] + 0.3
     assert trajectories(found, modified=True)["0"].shape == (3, 3)
 
 
