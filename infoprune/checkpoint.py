@@ -26,7 +26,8 @@ def build(reference: ModelReference, weights: str | Path | None = None, folder: 
 
     Args:
         reference: a model family of ours, or the user's own function, with its arguments.
-        weights: a weights file; looked for as given, beside the recipe, under `INFOPRUNE_DATA` and in the package.
+        weights: a weights file; looked for as given, beside the recipe, under `INFOPRUNE_DATA` and in the package. A
+            checkpoint of a pruned model gives that pruned model.
         folder: where the recipe lies.
 
     Raises:
@@ -36,11 +37,26 @@ def build(reference: ModelReference, weights: str | Path | None = None, folder: 
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{reference.name}' gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
-        tensors = store.read_tensors(find_file(weights, folder))
+        path = find_file(weights, folder)
+        tensors = store.read_tensors(path)
+        if (plan := plan_of(path)) is not None:
+            model = prune(model, plan)
         # A family may know the names under which others have published its weights.
         translate = getattr(model, "translate", dict)
         store.fit_weights(model, translate(tensors), str(weights))
     return model.eval()
+
+
+def plan_of(path: Path) -> Plan | None:
+    """By which plan the model in a weights file was pruned; `None` where it is whole.
+
+    Raises:
+        UserError: where a checkpoint of ours has a damaged header.
+    """
+    if path.suffix != store.SAFETENSORS or KEY not in store.read_metadata(path):
+        return None
+    plan: Plan | None = _convert(path, header_of(path).get("plan"), Plan | None)
+    return plan
 
 
 def load_data(name: str, options: Mapping[str, Any] | None = None) -> Data:
@@ -145,11 +161,8 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_code: bool =
     """
     path = Path(path)
     header = header_of(path)
-    try:
-        reference = msgspec.convert(header.get("reference"), ModelReference)
-        plan = msgspec.convert(header.get("plan"), Plan | None)
-    except msgspec.ValidationError as error:
-        raise UserError(f"'{path}' has a damaged header: {error}; write the checkpoint again") from error
+    reference: ModelReference = _convert(path, header.get("reference"), ModelReference)
+    plan: Plan | None = _convert(path, header.get("plan"), Plan | None)
     if model is None:
         if ":" in reference.name and not trust_code:
             raise UserError(
@@ -160,6 +173,13 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_code: bool =
     loaded = prune(model, plan) if plan is not None else model
     store.fit_weights(loaded, store.read_tensors(path), str(path))
     return loaded.eval()
+
+
+def _convert(path: Path, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"'{path}' has a damaged header: {error}; write the checkpoint again") from error
 
 
 def device_for(name: str) -> torch.device:

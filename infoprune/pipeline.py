@@ -11,25 +11,20 @@ from typing import Any
 import torch
 
 from infoprune import __version__, checkpoint, distributed, reporting, store
-from infoprune.artifacts import Analysis, Finding, Score, StageMetrics, Verification
+from infoprune.artifacts import Score, StageMetrics, Verification
+from infoprune.choosing import Choosing
 from infoprune.encoding import from_json, to_json
 from infoprune.exporting import export
 from infoprune.histories import read_history
-from infoprune.observing import analyze
-from infoprune.planning import plan
-from infoprune.planning.ranking import group_scores
 from infoprune.profiling import profile
 from infoprune.pruning import prune
 from infoprune.recipe import Recipe
 from infoprune.repairing import repair
-from infoprune.repairing.probing import measure_sensitivity
 from infoprune.training import evaluate
 from infoprune.verifying import verify
-from infoprune.workspace import MADE_FROM, Progress, Workspace
+from infoprune.workspace import MADE_FROM, Progress
 
 STAGES = ("base", "pruned", "repaired", "finetuned")
-# Activations of all of them are kept at once, and losses of single groups need no more.
-SENSITIVITY_BATCHES = 4
 STEPS = ("analyze", "plan", "prune", "repair", "finetune", "evaluate", "export", "report")
 
 
@@ -53,90 +48,13 @@ def run(recipe: Recipe, out: Path | str, progress: Progress | None = None) -> Ma
     return job.metrics()
 
 
-class Run(Workspace):
+class Run(Choosing):
     """The steps of a recipe, in their order; each first does those before it."""
 
     def until(self, step: str) -> None:
         """Runs one step of `STEPS` and all that it needs."""
         with distributed.together():
             getattr(self, step)()
-
-    def analyze(self) -> None:
-        """Runs the analyses whose findings are missing or came from something else, in one pass."""
-        if "analyze" in self._told:
-            return
-        self._told.add("analyze")
-        made_from = {name: self._made_from(options) for name, options in self.settings.analyses.items()}
-        stale: dict[str, Analysis] = {
-            name: analysis
-            for name, analysis in self._analyses.items()
-            if not self._is_there(self._finding_file(name), made_from[name])
-        }
-        if not stale:
-            self.progress.step("analyze", "up to date")
-            return
-        self.progress.step("analyze", "running")
-        groups = [group for group in self.graph.groups if not group.refusal]
-        layers = [member.layer for group in groups for member in group.members if member.side == "out"]
-        share = distributed.Share(self.calibration)
-        found = analyze(
-            self.base,
-            share,
-            list(stale.values()),
-            lambda done: self.progress.advance("analyze", done, len(share)),
-            layers=layers,
-        )
-        for name, finding in zip(stale, found, strict=True) if distributed.is_first() else ():
-            store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **to_json(finding)})
-        distributed.wait()
-        self.progress.step("analyze", "done")
-
-    def _finding_file(self, name: str) -> Path:
-        return self.out / "findings" / f"{name.replace(':', '.').replace('/', '.')}.json"
-
-    def findings(self) -> list[Finding]:
-        """What all analyses of the recipe found."""
-        paths = [self._finding_file(name) for name in self.settings.analyses]
-        return [from_json(store.read_json(path), Finding, str(path)) for path in paths]
-
-    def plan(self) -> None:
-        """Chooses the channels to keep and writes `plan.json`, which may be edited by hand afterwards."""
-        self.analyze()
-        path, options = self.out / "plan.json", self.settings.verbs["plan"]
-        inputs = [self._finding_file(name) for name in self.settings.analyses]
-        if options["allocation"] == "sensitivity":
-            inputs.append(self._measure_sensitivity())
-        made_from = self._made_from(options, *inputs)
-
-        def make() -> None:
-            chosen = plan(self.findings(), self.graph, self._sensitivity(), **options)
-            store.write_json(path, {MADE_FROM: made_from, **to_json(chosen)})
-
-        self._step("plan", path, made_from, make)
-
-    def _measure_sensitivity(self) -> Path:
-        """Measures, if the plan wants it, what each group costs at several widths; `sensitivity.json` keeps it."""
-        options, how = self.settings.verbs["sensitivity"], self.settings.verbs["plan"]
-        path, finding = self.out / "sensitivity.json", self._finding_file(how["rank_by"])
-        made_from = self._made_from({**options, "reduce": how["reduce"]}, finding)
-
-        def make() -> None:
-            ranking = from_json(store.read_json(finding), Finding, str(finding))
-            free = [group for group in self.graph.groups if not group.refusal]
-            scores = {group.name: group_scores(ranking, group, how["reduce"]) for group in free}
-            few = self.calibration[:SENSITIVITY_BATCHES]
-            table = measure_sensitivity(self.base, self.graph, scores, few, self._advance("sensitivity"), **options)
-            store.write_json(path, {MADE_FROM: made_from, "losses": table})
-
-        self._step("sensitivity", path, made_from, make)
-        return path
-
-    def _sensitivity(self) -> dict[str, dict[int, float]] | None:
-        path = self.out / "sensitivity.json"
-        if self.settings.verbs["plan"]["allocation"] != "sensitivity":
-            return None
-        losses = store.read_json(path).get("losses", {})
-        return {group: {int(width): loss for width, loss in row.items()} for group, row in losses.items()}
 
     def prune(self) -> None:
         """Removes the channels, proves the result against the masked twin, and writes `pruned.safetensors`."""
@@ -146,7 +64,7 @@ class Run(Workspace):
         def make() -> None:
             smaller = prune(self.base, self.planned)
             images = self.calibration[0][0]
-            proof = verify(self.base, smaller, self.graph, self.planned.kept(), images)
+            proof = verify(self.base, smaller, self.graph_of(self.planned.removed), self.planned.kept(), images)
             self._save("pruned", smaller, made_from, verification=to_json(proof))
 
         self._step("prune", self._file("pruned"), made_from, make)
@@ -162,7 +80,8 @@ class Run(Workspace):
         def make() -> None:
             model = copy.deepcopy(self._model("pruned"))
             batches = distributed.Share(self.calibration) if shared else self.calibration
-            repair(model, self.base, self.graph, self.planned.kept(), batches, self._advance("repair"), **options)
+            graph = self.graph_of(self.planned.removed)
+            repair(model, self.base, graph, self.planned.kept(), batches, self._advance("repair"), **options)
             self._save("repaired", model, made_from)
 
         self._step("repair", self._file("repaired"), made_from, make, together=shared)

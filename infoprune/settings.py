@@ -10,17 +10,22 @@ from infoprune.artifacts import ModelReference
 from infoprune.errors import UserError, did_you_mean
 from infoprune.exporting import export
 from infoprune.planning import plan
+from infoprune.planning.searching import choose_blocks, search
 from infoprune.profiling import profile
 from infoprune.recipe import Option, Recipe, Table, bind, options, type_name
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
 from infoprune.splits import SplitName
+from infoprune.timing import measure_timings
 from infoprune.training import finetune
 
 # Recipe table -> the verb whose keyword-only arguments it sets; [run] seed stands for every verb's own.
 VERBS: dict[str, Callable[..., Any]] = {
+    "depth": choose_blocks,
     "sensitivity": measure_sensitivity,
+    "timings": measure_timings,
     "plan": plan,
+    "search": search,
     "repair": repair,
     "finetune": finetune,
     "train": finetune,
@@ -124,7 +129,7 @@ def bind_recipe(recipe: Recipe) -> Settings:
         model=model,
         weights=weights,
         data=_data(recipe.table("data")),
-        analyses=_analyses(recipe.table("analyses"), verbs["plan"]["rank_by"]),
+        analyses=_analyses(recipe.table("analyses"), verbs["plan"], verbs["depth"]),
         verbs=verbs,
     )
 
@@ -155,9 +160,12 @@ def _data(table: Table) -> tuple[str, Mapping[str, Any]]:
     return name, table if ":" in name else bind(load, table, "data")
 
 
-def _analyses(tables: Table, rank_by: str) -> dict[str, Table]:
-    """Every analysis that the recipe names; the one that ranks needs no table of its own."""
-    named = {**tables, **({} if rank_by in tables else {rank_by: {}})}
+def _analyses(tables: Table, planning: Table, depth: Table) -> dict[str, Table]:
+    """Every analysis that the recipe names; those that a plan asks for need no table of their own."""
+    ranking = planning["rank_by"]
+    asked = [ranking] if isinstance(ranking, str) else [*ranking]
+    asked += [*(planning["redundancy_by"] or ()), *(planning["width_by"] or ()), *(depth["depth_by"] or ())]
+    named = {**tables, **{name: {} for name in asked if name not in tables}}
     bound = {}
     for name, table in named.items():
         if not isinstance(table, dict):

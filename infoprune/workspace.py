@@ -1,7 +1,7 @@
 """A run directory and what the steps in it share: the recipe's model and data, and where each artifact came from."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +14,7 @@ from infoprune.artifacts import Analysis, ChannelGraph, Plan
 from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
 from infoprune.histories import write_history
+from infoprune.planning.masks import compose
 from infoprune.pruning import channel_graph, check_kept
 from infoprune.recipe import Recipe
 from infoprune.resuming import EpochFile
@@ -25,7 +26,7 @@ from infoprune.training import check_options, finetune
 MADE_FROM = "made_from"
 # What the two verbs that train leave: a model, and the history of its training.
 FITS = {"finetune": ("finetuned", "history.csv"), "train": ("trained", "training.csv")}
-WHOLE = ("base", "trained")  # stages in which nothing is pruned
+WHOLE = ("base", "trained")  # stages in which nothing is pruned, or no more than it was
 
 
 class Progress(Protocol):
@@ -69,6 +70,7 @@ class Workspace:
             check_options(**self.settings.verbs[verb])
         self._models: dict[str, nn.Module] = {}
         self._told: set[str] = set()
+        self._graphs: dict[tuple[str, ...], ChannelGraph] = {}
         self.device = checkpoint.device_for(distributed.start(self.settings.run.device))
         if distributed.is_first():
             store.check_writable(self.out)
@@ -90,6 +92,12 @@ class Workspace:
         return checkpoint.build(self.settings.model, weights, self.settings.folder).to(self.device)
 
     @cached_property
+    def first_round(self) -> Plan | None:
+        """By which plan the recipe's weights were pruned already; `None` where the model is whole."""
+        weights = self.settings.weights
+        return None if weights is None else checkpoint.plan_of(checkpoint.find_file(weights, self.settings.folder))
+
+    @cached_property
     def calibration(self) -> list[tuple[Tensor, Tensor]]:
         """The calibration batches, on the device; of equal size, since entropy estimates depend on it."""
         wanted = self.settings.calibration
@@ -108,6 +116,13 @@ class Workspace:
     def graph(self) -> ChannelGraph:
         """Channel groups of the unpruned model."""
         return channel_graph(self.base, self.calibration[0][0][:1])
+
+    def graph_of(self, removed: Sequence[str]) -> ChannelGraph:
+        """Channel groups of the unpruned model without some of its blocks."""
+        key = tuple(removed)
+        if key not in self._graphs:
+            self._graphs[key] = channel_graph(self.base, self.calibration[0][0][:1], key) if key else self.graph
+        return self._graphs[key]
 
     @cached_property
     def _origin(self) -> dict[str, Any]:
@@ -169,13 +184,16 @@ class Workspace:
         if stage == "base":
             return self.base
         if stage not in self._models:
-            self._models[stage] = checkpoint.load(self._file(stage), copy.deepcopy(self.base)).to(self.device)
+            whole = checkpoint.build(self.settings.model) if self.first_round else copy.deepcopy(self.base)
+            self._models[stage] = checkpoint.load(self._file(stage), whole).to(self.device)
         return self._models[stage]
 
     def _save(self, stage: str, model: nn.Module, made_from: Mapping[str, Any], **notes: Any) -> None:
         self._models[stage] = model
         if distributed.is_first():
             pruning = None if stage.startswith(WHOLE) else self.planned
+            if self.first_round is not None and not stage.startswith("trained"):
+                pruning = self.first_round if pruning is None else compose(self.first_round, pruning)
             checkpoint.save(self._file(stage), model, self.settings.model, pruning, **{MADE_FROM: made_from}, **notes)
 
     def _fit(self, verb: str, model: nn.Module, teacher: nn.Module | None, made_from: Mapping[str, Any]) -> None:
@@ -217,7 +235,7 @@ class Workspace:
         """The plan as its file says, checked against the model."""
         path = self.out / "plan.json"
         chosen = from_json(store.read_json(path), Plan, str(path))
-        groups = {group.name: group for group in self.graph.groups}
+        groups = {group.name: group for group in self.graph_of(chosen.removed).groups}
         for entry in chosen.groups:
             if entry.group not in groups:
                 raise UserError(

@@ -21,7 +21,7 @@ FLOORS = {
     "observing": 3,
     "planning": 3,
     "pruning": 3,
-    "verifying": 3,
+    "verifying": 2,
     "repairing": 3,
     "training": 3,
     "profiling": 3,
@@ -36,13 +36,17 @@ FLOORS = {
     "resuming": 4,
     "settings": 4,
     "workspace": 5,
-    "pipeline": 6,
-    "cli": 7,
-    "__main__": 8,
+    "choosing": 6,
+    "pipeline": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 # A room of several files: its other files belong to it alone.
 ANNEXES = {
+    "cutting": "pruning",
+    "grouping": "pruning",
     "tables": "cli",
+    "timing": "profiling",
 }
 DOORS = {
     "torch_pruning": {"pruning"},

@@ -86,13 +86,23 @@ class CostTable:
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         """Cost at these widths; groups that are not named keep their own."""
-        removed = np.zeros_like(self.full)
-        for name, width in widths.items():
-            column = self.columns[name]
-            removed[column] = self.full[column] - width
+        removed = self._removed(widths)
         left_out = 1 - self.cut_outputs @ removed / self.outputs
         left_in = np.where(self.depthwise, 1.0, 1 - self.cut_inputs @ removed / self.inputs)
         # Each layer's share is rounded on its own, as its count would be if it were built that small.
         total = np.rint(self.by_both * (left_out * left_in) + self.by_outputs * left_out).sum(axis=1)
         macs, parameters, size = (int(value) for value in total)
         return Cost(self.fixed.macs + macs, self.fixed.parameters + parameters, self.fixed.bytes + size)
+
+    def widths(self, widths: Mapping[str, int]) -> tuple[list[float], list[float]]:
+        """Inputs and outputs of every layer at these widths of groups."""
+        removed = self._removed(widths)
+        inputs = self.inputs - self.cut_inputs @ removed
+        return inputs.tolist(), (self.outputs - self.cut_outputs @ removed).tolist()
+
+    def _removed(self, widths: Mapping[str, int]) -> np.ndarray:
+        removed = np.zeros_like(self.full)
+        for name, width in widths.items():
+            column = self.columns[name]
+            removed[column] = self.full[column] - width
+        return removed

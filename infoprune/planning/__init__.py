@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding, GroupPlan, Plan
@@ -10,7 +11,7 @@ from infoprune.errors import UserError
 from infoprune.planning.allocation import above_one_threshold, in_proportion, meet, uniform
 from infoprune.planning.budgets import Widths, budget_of
 from infoprune.planning.constraints import Constraints, touched
-from infoprune.planning.masks import kept_by
+from infoprune.planning.masks import kept_by, read_masks
 from infoprune.planning.ranking import Ranking, Reduce, Scale, best
 from infoprune.planning.recommending import WidthAs, advise, advising
 from infoprune.planning.sensitivity import cheapest
@@ -42,7 +43,7 @@ def plan(
     min_share: float = 0.05,
     protect: Sequence[str] = (),
     only: Sequence[str] = (),
-    masks: dict[str, list[int]] | None = None,
+    masks: dict[str, list[int]] | str | None = None,
 ) -> Plan:
     """Chooses the channels to keep.
 
@@ -79,7 +80,8 @@ def plan(
         min_share: least share of a group's channels, 0..1.
         protect: patterns (`layer1.*`) of groups or layers that stay whole.
         only: patterns of the groups or layers that may be cut; empty for all.
-        masks: kept filters per layer, chosen by hand; then nothing else is cut, and budgets do not count.
+        masks: kept filters per layer, chosen by hand, or a JSON file of them; then nothing else is cut, and budgets
+            do not count.
 
     Returns:
         A plan that meets the budget from below as closely as the widths allow.
@@ -92,7 +94,7 @@ def plan(
     refused = constraints.refused(graph)
     free = [group for group in graph.groups if group.name not in refused]
     if masks is not None:
-        return _by_hand(masks, graph, free, refused)
+        return _by_hand(read_masks(masks) if isinstance(masks, str) else masks, graph, free, refused)
     if not free:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise UserError(f"there is nothing to prune: {reasons}")
@@ -170,3 +172,21 @@ def _made(
     return Plan(
         tuple(groups), refused, graph.unpruned.macs, graph.macs(widths), graph.input_shape, notes, tuple(graph.removed)
     )
+
+
+def first_channels(graph: ChannelGraph, share: float) -> Plan:
+    """A plan that keeps the first channels of every group, whatever they are: for timing a network of some width.
+
+    Args:
+        graph: channel groups and costs.
+        share: of every group's width, 0..1.
+    """
+    groups = [group for group in graph.groups if not group.refusal]
+    part = {group.name: group.width // group.partitions for group in groups}
+    widths = {group.name: max(1, round(share * part[group.name])) * group.partitions for group in groups}
+    rising = {group.name: torch.arange(group.width - 1, -1, -1) % part[group.name] for group in groups}
+    made = [
+        _group_plan(group, best(rising[group.name].float(), widths[group.name], group.partitions), graph, widths, "")
+        for group in groups
+    ]
+    return _made(graph, made, {}, widths, ())

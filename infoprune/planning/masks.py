@@ -1,11 +1,30 @@
 """Kept channels as a person or another tool writes them, and plans one after the other."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, GroupPlan, Plan
 from infoprune.errors import UserError, did_you_mean
 
 Masks = Mapping[str, Sequence[int]]
+
+
+def read_masks(path: Path | str) -> dict[str, list[int]]:
+    """A mask file: a JSON object of layer names, each with the list of filters that stay.
+
+    Raises:
+        UserError: where the file cannot be read or holds something else.
+    """
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=dict[str, list[int]])
+    except OSError as error:
+        raise UserError(f"cannot read the mask file '{path}': {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise UserError(
+            f"'{path}' is no mask file: {error}; expected JSON such as {{\"conv1\": [0, 2, 3]}}, the filters that stay"
+        ) from error
 
 
 def kept_by(masks: Masks, graph: ChannelGraph) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,148 @@
+"""How long each layer takes at several widths on this device: what a latency budget is planned with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infoprune.artifacts import ChannelGraph, Latency, LayerTimes, Timings, width_of
+from infoprune.artifacts.timings import sum_of
+from infoprune.errors import UserError
+from infoprune.modes import evaluating
+from infoprune.profiling import measure_latency
+
+Build = Callable[[Mapping[str, int]], nn.Module]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Whole networks are timed at these shares of all widths, to learn what layers alone do not show.
+WHOLE_SHARES = (1.0, 0.7, 0.4)
+
+
+def measure_timings(
+    model: nn.Module,
+    example: Tensor,
+    graph: ChannelGraph,
+    narrowed: Callable[[float], tuple[nn.Module, Mapping[str, int]]],
+    on_step: Callable[[int, int], None] | None = None,
+    *,
+    shares: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    batch: int = 1,
+    repeats: int = 20,
+) -> Timings:
+    """Times every convolution and linear layer at several widths, and whole networks to calibrate their sum.
+
+    Layers of equal shape are timed once. The prediction is the sum of the layers' times, straight between the widths
+    tried, times a factor plus a constant, both fitted to whole networks at three widths: norms, activations and the
+    calls themselves are in there.
+
+    Args:
+        model: the unpruned network; not touched.
+        example: real inputs, `samples x channels x height x width`.
+        graph: its channel groups.
+        narrowed: gives the network with every group at a share of its width, and those widths.
+        on_step: told after each layer the number of layers done and of all.
+        shares: of a layer's inputs and of its filters, above 0 and up to 1.
+        batch: samples per forward pass.
+        repeats: timed forward passes; their median counts.
+
+    Raises:
+        UserError: for options out of range.
+    """
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise UserError(f"[timings] shares are {list(shares)}; expected numbers above 0 and up to 1")
+    if batch < 1 or repeats < 1:
+        raise UserError(f"[timings] batch = {batch}, repeats = {repeats}: expected at least 1")
+    images = example[torch.arange(batch, device=example.device) % len(example)]
+    names = [cost.layer for cost in graph.costs if cost.macs]
+    inputs = _inputs(model, images, names)
+    known: dict[Any, LayerTimes] = {}
+    layers: dict[str, LayerTimes] = {}
+    for done, (name, given) in enumerate(inputs.items(), start=1):
+        module = model.get_submodule(name)
+        key = (_shape(module), tuple(given.shape))
+        if key not in known:
+            known[key] = _times(module, given, sorted({*shares, 1.0}), repeats)
+        layers[name] = known[key]
+        if on_step is not None:
+            on_step(done, len(inputs))
+    points = []
+    for share in WHOLE_SHARES:
+        network, widths = (model, {}) if share == 1 else narrowed(share)
+        points.append((widths, measure_latency(network, images, repeats=2 * repeats)))
+    return _fitted(layers, graph, points)
+
+
+def _inputs(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """What each layer reads in its first call."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, given: tuple[Tensor, ...]) -> None:
+        found.setdefault(name, torch.rand_like(given[0]))
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: keep(name, given))
+        for name in names
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _shape(module: nn.Module) -> tuple[Any, ...]:
+    weight: Any = module.weight
+    options = (getattr(module, name, None) for name in ("stride", "padding", "dilation", "groups"))
+    return (type(module), tuple(weight.shape), module.bias is not None, *options)
+
+
+def _times(module: Any, given: Tensor, shares: Sequence[float], repeats: int) -> LayerTimes:
+    """A layer of the same kind at each pair of widths."""
+    groups = getattr(module, "groups", 1)
+    reads = module.weight.shape[1] * groups
+    depthwise = groups == reads == width_of(module) > 1
+    inputs = [reads] if depthwise else _widths(reads, shares, groups)
+    outputs = _widths(width_of(module), shares, 1 if depthwise else groups)
+    rows = []
+    for own in outputs:
+        row = []
+        for read in inputs:
+            layer = _like(module, own if depthwise else read, own, given)
+            size = own if depthwise else read
+            narrow = given[..., :size] if isinstance(module, nn.Linear) else given[:, :size]
+            row.append(measure_latency(layer, narrow.contiguous(), repeats=repeats, warmup=3).median)
+        rows.append(tuple(row))
+    return LayerTimes(tuple(inputs), tuple(outputs), tuple(rows))
+
+
+def _widths(width: int, shares: Sequence[float], step: int) -> list[int]:
+    return sorted({max(step, round(share * width / step) * step) for share in shares} | {width})
+
+
+def _like(module: Any, inputs: int, outputs: int, given: Tensor) -> nn.Module:
+    bias = module.bias is not None
+    where: Any = {"device": given.device, "dtype": given.dtype}
+    if isinstance(module, nn.Linear):
+        return nn.Linear(inputs, outputs, bias, **where)
+    kind: Any = next(each for each in CONVOLUTIONS if isinstance(module, each))
+    groups = outputs if module.groups == module.in_channels > 1 else module.groups
+    shape = (module.kernel_size, module.stride, module.padding, module.dilation, groups)
+    layer: nn.Module = kind(inputs, outputs, *shape, bias, **where)
+    return layer
+
+
+def _fitted(
+    layers: Mapping[str, LayerTimes], graph: ChannelGraph, points: Sequence[tuple[Mapping[str, int], Latency]]
+) -> Timings:
+    """Least squares of the whole networks' times on the sums of their layers'."""
+    sums = np.array([sum_of(layers, graph, widths) for widths, _ in points])
+    times = np.array([latency.median for _, latency in points])
+    scale, rest = np.polyfit(sums, times, 1) if np.ptp(sums) > 0 else (0.0, times[0])
+    if scale <= 0 or rest < 0:  # noise; the sum alone then
+        scale, rest = float((sums @ times) / (sums @ sums)), 0.0
+    error = float(np.abs((rest + scale * sums) / times - 1).max())
+    whole = points[0][1]
+    return Timings(layers, float(scale), float(rest), whole.median, error, whole.batch, whole.device, whole.threads)
