@@ -3,22 +3,20 @@
 The library neither validates indices nor reports what it cannot do, so everything is checked here before it is asked.
 """
 
-import copy
-import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
-from infoprune.artifacts import ChannelGraph, ChannelGroup, Cost, LayerCost, Member, Plan, width_of
-from infoprune.errors import UserError, did_you_mean
+from infoprune.artifacts import ChannelGraph, ChannelGroup, Cost, LayerCost, Plan, width_of
+from infoprune.artifacts.layers import PRODUCERS, input_width
+from infoprune.cutting import carry_over, cut, traceable_copy
+from infoprune.errors import RunError, UserError, did_you_mean
+from infoprune.grouping import find_groups
 from infoprune.shortening import check_blocks, shorten
-
-PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+from infoprune.verifying import verify
 
 
 def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()) -> ChannelGraph:
@@ -35,7 +33,7 @@ def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()
     Raises:
         UserError: where the model cannot be traced, or runs no convolution or linear layer.
     """
-    twin = _traceable_copy(model)
+    twin = traceable_copy(model)
     whole = None
     if removed:
         costs, fixed = _layer_costs(twin, example)
@@ -45,16 +43,61 @@ def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()
     costs, fixed = _layer_costs(twin, example)
     if not any(cost.macs for cost in costs):
         raise UserError("the model runs no convolution or linear layer on the example, so there is nothing to prune")
-    graph = _dependency_graph(twin, example)
-    names = {module: name for name, module in twin.named_modules()}
-    groups: list[ChannelGroup] = []
-    seen: set[str] = set()
-    for cost in costs:
-        if cost.macs and cost.layer not in seen:
-            group = _channel_group(graph, cost.layer, twin.get_submodule(cost.layer), names)
-            groups.append(group)
-            seen.update(member.layer for member in group.members if member.side == "out")
-    return ChannelGraph(tuple(groups), costs, tuple(example.shape[1:]), fixed, tuple(removed), whole)
+    groups = find_groups(twin, example, [cost.layer for cost in costs if cost.macs])
+    shape = tuple(example.shape[1:])
+    return _tried(model, ChannelGraph(tuple(groups), costs, shape, fixed, tuple(removed), whole), example, twin)
+
+
+def _tried(model: nn.Module, graph: ChannelGraph, example: Tensor, twin: nn.Module) -> ChannelGraph:
+    """The graph with every group refused whose cut, tried at random, does not compute what masking it does.
+
+    Operations alone do not tell it all: views of a fixed size, means over channels and whatever else a forward may do.
+    """
+    images = example[:2]
+    if not bool((images != images.flatten()[0]).any()):  # On zeros much would agree that does not on images.
+        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    refusals: dict[str, str] = {}
+
+    def problem(names: Sequence[str], smaller: nn.Module | None = None) -> str:
+        kept = {group.name: _drawn(group) for group in graph.groups if group.name in names}
+        try:
+            smaller = shorten(traceable_copy(model), graph.removed) if smaller is None else smaller
+            verify(model, cut(smaller, graph, kept), graph, kept, images)
+        except Exception as error:  # The library and a user's forward raise whatever they like.
+            own = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+            return f"a trial cut fails: {own}{error}"
+        return ""
+
+    def sound(names: list[str]) -> list[str]:
+        """Those that can be cut together, found by halving."""
+        if not names or not (words := problem(names)):
+            return names
+        if len(names) == 1:
+            refusals[names[0]] = words
+            return []
+        middle = len(names) // 2
+        left, right = sound(names[:middle]), sound(names[middle:])
+        if words := problem([*left, *right]) if left and right else "":
+            refusals.update(dict.fromkeys(right, words))
+            return left
+        return left + right
+
+    free = [group.name for group in graph.groups if not group.refusal]
+    if problem(free, twin):
+        if words := problem([]):
+            raise UserError(
+                f"a copy of the model does not compute what the model does, so nothing can be proven: {words}"
+            )
+        sound(free)
+    groups = (replace(group, refusal=refusals.get(group.name, group.refusal)) for group in graph.groups)
+    return replace(graph, groups=tuple(groups))
+
+
+def _drawn(group: ChannelGroup) -> list[int]:
+    """A random half of a group's channels that may be kept, the same on every call."""
+    part = group.width // group.partitions
+    chosen = sorted(random.Random(group.name).sample(range(part), max(1, part // 2)))
+    return [channel + part * i for i in range(group.partitions) for channel in chosen]
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -68,21 +111,16 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         UserError: for a group or a block that the model lacks or that cannot be pruned, and for indices out of range,
             unsorted, repeated, empty, or not aligned with a grouped convolution. Nothing is pruned then.
     """
-    example = _example_for(model, plan.input_shape)
-    groups = {group.name: group for group in channel_graph(model, example, plan.removed).groups}
+    graph = channel_graph(model, _example_for(model, plan.input_shape), plan.removed)
+    groups = {group.name: group for group in graph.groups}
     for name, kept in plan.kept().items():
         if name not in groups:
             raise UserError(
                 f"the plan cuts '{name}', but the model has no such channel group{did_you_mean(name, groups)}"
             )
         check_kept(groups[name], kept)
-    pruned = shorten(_traceable_copy(model), plan.removed)
-    graph = _dependency_graph(pruned, example)
-    for name, kept in plan.kept().items():
-        removed = sorted(set(range(groups[name].width)) - set(kept))
-        # Built anew for each cut: a group remembers the layers as they were when it was made.
-        _group(graph, pruned.get_submodule(name), removed).prune()
-    _carry_over(model, pruned)
+    pruned = cut(shorten(traceable_copy(model), plan.removed), graph, plan.kept())
+    carry_over(model, pruned)
     return pruned
 
 
@@ -109,79 +147,9 @@ def check_kept(group: ChannelGroup, kept: Sequence[int]) -> None:
     first = [channel for channel in kept if channel < part]
     if list(kept) != [channel + part * i for i in range(group.partitions) for channel in first]:
         raise UserError(
-            f"'{group.name}' feeds {group.partitions} equal parts of a grouped layer; keep the same {part}-channel "
-            "pattern in each part"
+            f"'{group.name}' feeds {group.partitions} equal parts of a grouped layer or norm; keep the same "
+            f"{part}-channel pattern in each part"
         )
-
-
-def _channel_group(
-    graph: tp.DependencyGraph, name: str, root: nn.Module, names: Mapping[nn.Module, str]
-) -> ChannelGroup:
-    width = width_of(root)
-    items = _group(graph, root, range(width)).items
-    modules = [item.dep.target.module for item in items]
-    members: list[Member] = []
-    refusal = "it has a single channel" if width < 2 else ""
-    for item, module in zip(items, modules, strict=True):
-        # Everything else in the list is an operation without weights, or a bare parameter that follows along.
-        if module in names:
-            member = _member(graph, item, names[module], width)
-            members.append(member)
-            refusal = refusal or _member_problem(member, module)
-    if not any(member.side == "in" for member in members) or any(type(m).__name__ == "_OutputOp" for m in modules):
-        refusal = "its channels are the network's output"
-    partitions = math.lcm(*(_partitions(module) for module in modules if module in names))
-    if width % partitions:
-        refusal = refusal or f"its {width} channels do not divide into {partitions} equal parts"
-    return ChannelGroup(name, width, tuple(members), partitions, refusal)
-
-
-def _member(graph: tp.DependencyGraph, item: Any, name: str, width: int) -> Member:
-    # Normalisation and depthwise layers count as both sides there; what they put out is what matters here.
-    side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-    channels: list[list[int]] = [[] for _ in range(width)]
-    for index, root_index in zip(item.idxs, item.root_idxs, strict=True):
-        if root_index is not None:
-            channels[root_index].append(index)
-    return Member(name, side, tuple(tuple(sorted(own)) for own in channels))  # type: ignore[arg-type]
-
-
-def _member_problem(member: Member, module: nn.Module) -> str:
-    """Why a member makes its group unprunable; empty where it does not."""
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-        return f"'{member.layer}' normalises over its channels together, so removing some changes the others"
-    counts = {len(own) for own in member.channels}
-    indices = [index for own in member.channels for index in own]
-    try:
-        width = width_of(module) if member.side == "out" else _input_width(module)
-    except TypeError:
-        return f"'{member.layer}' is a {type(module).__name__}, whose channels cannot be counted"
-    if len(counts) != 1 or 0 in counts:
-        return f"its channels are padded, sliced or shared unevenly on the way to '{member.layer}'"
-    if min(indices) < 0 or max(indices) >= width:
-        return f"its channels are padded or repeated on the way to '{member.layer}', which has {width}"
-    groups = getattr(module, "groups", 1)
-    # Each filter of a depthwise layer goes its own way, so several groups may share it, as behind a concatenation.
-    whole = member.side == "in" or not isinstance(module, PRODUCERS) or groups == width > 1
-    if not whole and len(set(indices)) != width:
-        return f"it meets only part of the filters of '{member.layer}': channels are padded, sliced or split in between"
-    if groups > 1 and groups == _input_width(module) != width_of(module):
-        return f"'{member.layer}' is a depthwise convolution with several filters per channel"
-    if groups > 1 and counts != {1}:
-        return f"'{member.layer}' is a grouped convolution that sees each channel several times"
-    return ""
-
-
-def _partitions(module: nn.Module) -> int:
-    groups = getattr(module, "groups", 1)
-    return 1 if not isinstance(module, PRODUCERS) or groups == width_of(module) else int(groups)
-
-
-def _input_width(module: nn.Module) -> int:
-    for attribute in ("in_channels", "in_features"):
-        if isinstance(width := getattr(module, attribute, None), int):
-            return width
-    raise TypeError(f"a {type(module).__name__} has no input width")
 
 
 def _layer_costs(model: nn.Module, example: Tensor) -> tuple[tuple[LayerCost, ...], Cost]:
@@ -230,7 +198,7 @@ def _has_vectors_only(module: nn.Module) -> bool:
 def _layer_cost(name: str, module: nn.Module, macs: int, seen: set[int]) -> LayerCost:
     """One layer's cost; parameters in `seen` are shared with a layer before and counted there."""
     outputs = width_of(module)
-    inputs = _input_width(module) if isinstance(module, PRODUCERS) else outputs
+    inputs = input_width(module) if isinstance(module, PRODUCERS) else outputs
     counts = {"weights": 0, "vectors": 0, "buffers": 0}
     item = 4
     for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
@@ -243,52 +211,6 @@ def _layer_cost(name: str, module: nn.Module, macs: int, seen: set[int]) -> Laye
     return LayerCost(name, inputs, outputs, macs, depthwise, item=item, **counts)
 
 
-def _traceable_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with all parameters trainable: frozen ones drop out of the library's trace."""
-    twin = copy.deepcopy(model).eval()
-    for parameter in twin.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return twin
-
-
-def _carry_over(model: nn.Module, pruned: nn.Module) -> None:
-    """Restores what tracing and cutting reset."""
-    modes = {name: module.training for name, module in model.named_modules()}
-    for name, module in pruned.named_modules():
-        module.training = modes[name]
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for name, parameter in pruned.named_parameters():
-        parameter.requires_grad_(trainable[name])
-        parameter.grad = None
-    images = [p for p in model.parameters() if p.dim() == 4]
-    if any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in images):
-        pruned.to(memory_format=torch.channels_last)
-
-
 def _example_for(model: nn.Module, shape: Sequence[int]) -> Tensor:
     first = next(model.parameters(), torch.empty(0))
     return torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
-
-
-def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    with _quiet(), torch.enable_grad():
-        try:
-            return tp.DependencyGraph().build_dependency(model, example[:1])
-        except Exception as error:  # The library raises whatever its own bookkeeping ran into.
-            raise UserError(
-                f"torch-pruning cannot trace this model ({type(error).__name__}: {error}); such an "
-                "architecture cannot be pruned here"
-            ) from error
-
-
-def _group(graph: tp.DependencyGraph, root: nn.Module, indices: Sequence[int]) -> Any:
-    handler = graph.get_pruner_of_module(root).prune_out_channels
-    return graph.get_pruning_group(root, handler, list(indices))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Bare parameters (such as a layer scale) are pruned along with their layer, which the library warns about."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Unwrapped parameters detected", category=UserWarning)
-        yield

@@ -1,57 +1,116 @@
 """Proof that a pruned model computes what the masked one does."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from infoprune.artifacts import ChannelGraph, ChannelGroup, Verification
+from infoprune.artifacts import ChannelGraph, Verification
+from infoprune.artifacts.layers import is_channelwise
 from infoprune.errors import RunError
-from infoprune.shortening import shorten
+from infoprune.modes import evaluating
 
 TOLERANCE = 1e-5
+Kept = Mapping[str, Sequence[int]]
+Sides = dict[tuple[str, str], list[int]]
 
 
-def masked_twin(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of the unpruned model in which removed channels are silent: what removal has to be equal to.
-
-    Zeroing a filter alone would leave the bias of the batch norm behind it alive, so every layer of the group is
-    silenced at its output, and every layer that reads the channels is made deaf to them (an activation with f(0) ≠ 0
-    may lie between).
+def removed_sides(graph: ChannelGraph, kept: Kept) -> Sides:
+    """The indices that a cut takes out of each layer side, (layer, "out" or "in") -> sorted indices.
 
     Args:
-        model: the unpruned model.
-        graph: its channel groups.
+        graph: channel groups of the unpruned model.
         kept: kept channel indices per group; groups not named keep all.
     """
-    twin = shorten(copy.deepcopy(model), graph.removed)
-    groups = {group.name: group for group in graph.groups}
-    with torch.no_grad():
-        for name, channels in kept.items():
-            _silence(twin, groups[name], sorted(set(range(groups[name].width)) - set(channels)))
-    return twin
+    sides: dict[tuple[str, str], set[int]] = {}
+    for group in graph.groups:
+        gone = set(range(group.width)) - set(kept.get(group.name, range(group.width)))
+        for member in group.members if gone else ():
+            indices = {index for channel in gone for index in member.channels[channel]}
+            sides.setdefault((member.layer, member.side), set()).update(indices)
+    return {side: sorted(indices) for side, indices in sides.items()}
 
 
-def _silence(model: nn.Module, group: ChannelGroup, removed: Sequence[int]) -> None:
-    for member in group.members:
-        module = model.get_submodule(member.layer)
-        indices = [index for channel in removed for index in member.channels[channel]]
-        if member.side == "out":
-            for name in ("weight", "bias", "running_mean"):
-                tensor = getattr(module, name, None)
-                if isinstance(tensor, Tensor):
-                    tensor[indices] = 0
-        elif getattr(module, "groups", 1) == 1:
-            module.weight[:, indices] = 0  # type: ignore[operator]
+def channel_axis(module: nn.Module, values: Tensor) -> int:
+    """Where the channels lie in what a layer reads or puts out.
+
+    >>> channel_axis(nn.Linear(4, 2), torch.zeros(3, 5, 4))
+    2
+    >>> channel_axis(nn.Conv2d(4, 2, 1), torch.zeros(4, 8, 8))
+    0
+    """
+    if isinstance(module, nn.Linear):
+        return values.dim() - 1
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return values.dim() - module.weight.dim() + 1
+    if isinstance(module, nn.LayerNorm):
+        # A subclass for maps (torchvision's and timm's LayerNorm2d) normalises over their channels.
+        mapped = type(module) is not nn.LayerNorm and values.dim() == 4
+        return 1 if mapped and values.shape[1] == module.normalized_shape[0] else values.dim() - 1
+    return min(1, values.dim() - 1)
 
 
-def verify(
-    model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Mapping[str, Sequence[int]], images: Tensor
-) -> Verification:
-    """Compares the pruned model with the masked twin on calibration images.
+@contextmanager
+def masked(model: nn.Module, graph: ChannelGraph, kept: Kept) -> Iterator[nn.Module]:
+    """The unpruned model with removed channels silent: what removal has to be equal to. No copy is made.
 
-    Where float32 rounding leaves it open, both are compared again in float64.
+    Zeroing a filter alone would leave the bias of the batch norm behind it alive, so every layer of a group is silenced
+    at its output, and every layer that reads the channels is made deaf to them (an activation with f(0) ≠ 0 may lie
+    between). Layer and group norms take their statistics over the channels that are kept.
+
+    Args:
+        model: the unpruned model; hooks do the masking and are gone afterwards.
+        graph: its channel groups; blocks that the graph leaves out pass their input on.
+        kept: kept channel indices per group; groups not named keep all.
+    """
+    modules = dict(model.named_modules())
+    with ExitStack() as hooks:
+        for name in graph.removed:
+            hooks.callback(modules[name].register_forward_hook(lambda _, given, __: given[0]).remove)
+        for (name, side), indices in removed_sides(graph, kept).items():
+            if side == "in":
+                handle = modules[name].register_forward_pre_hook(
+                    lambda module, given, gone=indices: (_silent(module, given[0], gone), *given[1:])
+                )
+            elif isinstance(modules[name], nn.LayerNorm | nn.GroupNorm):
+                handle = modules[name].register_forward_hook(
+                    lambda module, given, _, gone=indices: _normalised(module, given[0], gone)
+                )
+            else:
+                handle = modules[name].register_forward_hook(
+                    lambda module, _, output, gone=indices: _silent(module, output, gone)
+                )
+            hooks.callback(handle.remove)
+        yield model
+
+
+def _silent(module: nn.Module, values: Tensor, removed: Sequence[int]) -> Tensor:
+    return values.index_fill(channel_axis(module, values), torch.tensor(removed, device=values.device), 0)
+
+
+def _normalised(norm: Any, values: Tensor, removed: Sequence[int]) -> Tensor:
+    """What a layer or group norm makes of the kept channels alone; zero elsewhere."""
+    axis = channel_axis(norm, values)
+    kept = torch.tensor(sorted(set(range(values.shape[axis])) - set(removed)), device=values.device)
+    some = values.index_select(axis, kept)
+    weight, bias = (None if each is None else each[kept] for each in (norm.weight, norm.bias))
+    if isinstance(norm, nn.GroupNorm):
+        groups = len(kept) if is_channelwise(norm) else norm.num_groups
+        normal = F.group_norm(some, groups, weight, bias, norm.eps)
+    else:
+        last = some.movedim(axis, -1)
+        normal = F.layer_norm(last, last.shape[-1:], weight, bias, norm.eps).movedim(-1, axis)
+    return torch.zeros_like(values).index_copy(axis, kept, normal)
+
+
+def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Kept, images: Tensor) -> Verification:
+    """Compares the pruned model with the masked one on calibration images.
+
+    Where float32 rounding leaves it open, both are compared again in float64, one copy at a time.
 
     Args:
         model: the unpruned model.
@@ -61,31 +120,102 @@ def verify(
         images: `samples x channels x height x width`, prepared as the model expects.
 
     Raises:
-        RunError: where outputs differ by more than 1e-5 of the largest output.
+        RunError: where outputs differ by more than 1e-5 of the largest output; names the group behind it.
     """
-    twin = masked_twin(model, graph, kept)
-    found = _difference(twin, pruned, images)
-    if found.max_rel_difference > TOLERANCE and images.dtype != torch.float64:
-        found = _difference(twin.double(), copy.deepcopy(pruned).double(), images.double())
+    found = _compared(model, pruned, graph, kept, images)
+    if not found.max_rel_difference <= TOLERANCE and images.dtype != torch.float64:
+        found = _compared(model, pruned, graph, kept, images.double())
     if not found.max_rel_difference <= TOLERANCE:
+        layer, groups = _guilty(model, pruned, graph, kept, images)
         raise RunError(
             f"the pruned model differs from its masked twin by {found.max_rel_difference:.2g} of the largest output "
-            f"(at most {TOLERANCE:g} is rounding): the cut of these groups is not sound: {', '.join(kept)}"
+            f"(at most {TOLERANCE:g} is rounding), first at '{layer}': the cut of {' or '.join(groups)} is not sound; "
+            "protect it in [plan]"
         )
     return found
 
 
-def _difference(twin: nn.Module, pruned: nn.Module, images: Tensor) -> Verification:
-    with torch.no_grad():
-        expected, got = (_flat(copy.deepcopy(model).eval()(images)) for model in (twin, pruned))
+def _compared(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Kept, images: Tensor) -> Verification:
+    """Both models in the precision of the images."""
+
+    def expected(twin: nn.Module) -> Tensor:
+        with masked(twin, graph, kept):
+            return _output(twin, images)
+
+    # Passed on without a name, so that the copies, where any are needed, never live at the same time.
+    return _difference(expected(_precise(model, images)), _output(_precise(pruned, images), images), images)
+
+
+def _precise(model: nn.Module, images: Tensor) -> nn.Module:
+    fits = images.dtype != torch.float64 or all(each.dtype == torch.float64 for each in model.parameters())
+    return model if fits else copy.deepcopy(model).double()
+
+
+def _guilty(
+    model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Kept, images: Tensor
+) -> tuple[str, list[str]]:
+    """The first layer that reads or puts out something else in the pruned model, and the groups cut there."""
+    cut = [group for group in graph.groups if group.name in kept]
+    layers = {member.layer for group in cut for member in group.members}
+    with masked(model, graph, kept):
+        expected = _traffic(model, layers, images[:2])
+    got, removed = _traffic(pruned, layers, images[:2]), removed_sides(graph, kept)
+    for (layer, side), values in expected.items():
+        gone = removed.get((layer, side)) or removed.get((layer, "out"), [])  # norms read what they put out
+        if not _alike(values, got.get((layer, side)), gone):
+            sides = {group.name: {m.side for m in group.members if m.layer == layer} for group in cut}
+            exact = [name for name, own in sides.items() if side in own]
+            return layer, exact or [name for name, own in sides.items() if own]
+    return "the output", list(kept)
+
+
+def _traffic(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[tuple[str, str], Tensor]:
+    """What each layer reads and puts out when it first runs, in the order of the forward pass."""
+    found: dict[tuple[str, str], Tensor] = {}
+
+    def note(layer: str, given: tuple[Tensor, ...], output: Tensor) -> None:
+        found.setdefault((layer, "in"), given[0].clone())  # in-place operations may follow
+        found.setdefault((layer, "out"), output.clone())
+
+    with ExitStack() as hooks:
+        for name in layers:
+            module = model.get_submodule(name)
+            hooks.callback(module.register_forward_hook(lambda _, i, o, name=name: note(name, i, o)).remove)
+        with suppress(RunError):
+            _output(model, images)
+    return found
+
+
+def _alike(expected: Tensor, got: Tensor | None, removed: Sequence[int]) -> bool:
+    if got is None or expected.dim() != got.dim():
+        return False
+    for axis in range(expected.dim()):
+        if expected.shape[axis] - got.shape[axis] == len(removed) > 0:
+            kept = sorted(set(range(expected.shape[axis])) - set(removed))
+            expected = expected.index_select(axis, torch.tensor(kept, device=expected.device))
+    return expected.shape == got.shape and torch.allclose(
+        got.double(), expected.double(), rtol=0, atol=100 * TOLERANCE * float(expected.abs().max()), equal_nan=True
+    )
+
+
+def _output(model: nn.Module, images: Tensor) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        try:
+            return _flat(model(images))
+        except Exception as error:  # A user's forward raises whatever it likes.
+            raise RunError(f"the model does not run on images of shape {tuple(images.shape)}: {error}") from error
+
+
+def _difference(expected: Tensor, got: Tensor, images: Tensor) -> Verification:
     if expected.shape != got.shape:
         raise RunError(
             f"the pruned model puts out {got.numel()} values where the unpruned one puts out {expected.numel()}: "
             "its output layer was cut"
         )
-    largest = float((expected - got).abs().max())
-    scale = float(expected.abs().max()) or 1.0
-    return Verification(largest, largest / scale, str(images.dtype).removeprefix("torch."))
+    same = expected.isfinite() | got.isfinite()  # infinity and NaN in the same places are no difference
+    largest = float((expected - got)[same].abs().max()) if bool(same.any()) else 0.0
+    scale = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 1.0
+    return Verification(largest, largest / (scale or 1.0), str(images.dtype).removeprefix("torch."))
 
 
 def _flat(output: object) -> Tensor:

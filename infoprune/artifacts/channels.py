@@ -20,11 +20,13 @@ class Member:
         side: "out" (its filters) or "in" (what it reads of each input).
         channels: for each of the group's channels, the indices that go with it on this side, all of equal count
             (more than one after a flatten).
+        axis: of a bare parameter: the one along which its channels lie.
     """
 
     layer: str
     side: Literal["out", "in"]
     channels: tuple[tuple[int, ...], ...]
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class ChannelGroup:
         name: the layer whose filters the channels are counted by; the first of them in the order of the forward pass.
         width: number of channels.
         members: every layer side that is cut along.
-        partitions: kept channels must be the same within each of this many equal parts (grouped convolution).
+        partitions: kept channels must be the same within each of this many equal parts (grouped layer or norm).
         refusal: why the group cannot be pruned; empty where it can.
+        parameters: parameters outside layers that are cut along, such as a layer scale, by their dotted names.
     """
 
     name: str
@@ -44,6 +47,7 @@ class ChannelGroup:
     members: tuple[Member, ...]
     partitions: int = 1
     refusal: str = ""
+    parameters: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,13 @@ class ChannelGraph:
     def macs(self, widths: Mapping[str, int]) -> int:
         """Multiply-accumulates per sample when the groups named in `widths` have those widths, the others their own."""
         return self.cost(widths).macs
+
+    def layer_widths(self, widths: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of every layer of `costs` when the groups named in `widths` have those widths."""
+        inputs, outputs = self._table.widths(widths)
+        return {
+            cost.layer: (round(read), round(own)) for cost, read, own in zip(self.costs, inputs, outputs, strict=True)
+        }
 
     @cached_property
     def _table(self) -> CostTable:

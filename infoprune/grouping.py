@@ -1,0 +1,270 @@
+"""Which channels hang together: torch-pruning's dependency graph, walked within bounds and read as channel groups."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from infoprune.artifacts import ChannelGroup, Member, width_of
+from infoprune.artifacts.layers import PRODUCERS, has_width, input_width, is_depthwise, output_width, partitions_of
+from infoprune.cutting import pruners
+from infoprune.errors import UserError
+
+# Couplings (a channel at a layer or an operation) that are followed for one group. The largest group of DenseNet-201
+# has 0.2 million; where index maps run in circles, as in window attention, there is no end to them.
+LIMIT = 1_000_000
+Side = Literal["out", "in"]
+
+
+def find_groups(model: nn.Module, example: Tensor, layers: Sequence[str]) -> list[ChannelGroup]:
+    """The channel groups of a model, in the order of the forward pass; those that cannot be pruned carry the reason.
+
+    Args:
+        model: in evaluation mode, all parameters trainable.
+        example: one or more input samples.
+        layers: dotted names of the convolutions and linear layers that run, in that order.
+
+    Raises:
+        UserError: where torch-pruning cannot trace the model and no layer feeds the next one plainly either.
+    """
+    calls, used = _run(model, example)
+    try:
+        graph = _dependency_graph(model, example)
+    except Exception as error:  # The library raises whatever its own bookkeeping ran into.
+        words = f"torch-pruning cannot trace this model ({type(error).__name__}: {error})"
+        groups = _plain_groups(model, calls, layers, words)
+        if all(group.refusal for group in groups):
+            raise UserError(f"{words}; such an architecture cannot be pruned here") from error
+    else:
+        groups = []
+        names = {module: name for name, module in model.named_modules()}
+        for layer in layers:
+            if not any(member.layer == layer for group in groups for member in group.members if member.side == "out"):
+                groups.append(_channel_group(graph, layer, model.get_submodule(layer), names))
+        # Its nodes hold each other, the trace's activations and the model; they would stay until the next collection.
+        for node in graph.module2node.values():
+            vars(node).clear()
+    return [replace(group, refusal=group.refusal or _problem(group, model, used)) for group in groups]
+
+
+def _run(model: nn.Module, example: Tensor) -> tuple[list[str], set[int]]:
+    """The layers and norms in the order of their calls, and the identities of all parameters that the output uses."""
+    calls: list[str] = []
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, module in model.named_modules():
+            if has_width(module):
+                hooks.callback(module.register_forward_hook(lambda *_, name=name: calls.append(name)).remove)
+        pending = [tensor.grad_fn for tensor in _tensors(model(example[:1])) if tensor.grad_fn is not None]
+    if not pending:  # A forward under no_grad tells nothing.
+        return calls, {id(parameter) for parameter in model.parameters()}
+    seen, used = set(pending), set()
+    while pending:
+        node: Any = pending.pop()
+        if hasattr(node, "variable"):
+            used.add(id(node.variable))
+        fresh = {other for other, _ in node.next_functions if other is not None} - seen
+        seen |= fresh
+        pending += fresh
+    return calls, used
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif output is not None:
+        for part in output.values() if isinstance(output, Mapping) else output:  # type: ignore[attr-defined]
+            yield from _tensors(part)
+
+
+def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
+    graph = pruners(model)
+    with _quiet(), torch.enable_grad():
+        return graph.build_dependency(model, example[:1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the library warns about is handled here: bare parameters are cut along, and the rest is tried before use."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unwrapped parameters detected", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"\[Warning\] Unknown operation", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Maximum recursive depth reached", category=UserWarning)
+        yield
+
+
+class _Index(NamedTuple):
+    """A channel at some layer, and the channel of the root that it goes with; named as the library's maps expect."""
+
+    idx: int
+    root_idx: int | None
+
+
+class _Reached(NamedTuple):
+    """A layer or operation, the side that is cut, and there index -> channel of the root."""
+
+    node: Any
+    side: Side
+    roots: dict[int, int]
+
+
+def _walk(
+    graph: tp.DependencyGraph, root: nn.Module, width: int, names: Mapping[nn.Module, str]
+) -> tuple[list[_Reached], str]:
+    """All that hangs on the channels of one layer, and why it cannot be cut; empty where nothing speaks against it.
+
+    The library's own walk compares whole lists of indices and need not end; here every index of every side is followed
+    once.
+    """
+    start = graph.get_pruner_of_module(root).prune_out_channels
+    pending: list[Any] = [(graph.module2node[root], start, [_Index(channel, channel) for channel in range(width)])]
+    reached: dict[tuple[int, Any], _Reached] = {}
+    problem, followed = "", 0
+    while pending:
+        node, handler, indices = pending.pop()
+        where = f"'{names[node.module]}'" if node.module in names else "an operation between layers"
+        # Normalisation and depthwise layers count as both sides there; what they put out is what matters here.
+        side: Side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
+        own = reached.setdefault((id(node), handler), _Reached(node, side, {})).roots
+        size = graph.get_out_channels(node) if side == "out" else graph.get_in_channels(node)
+        fresh = []
+        for index in indices:
+            if index.root_idx is None or (size is not None and not 0 <= index.idx < size):
+                problem = problem or f"its channels are padded or repeated on the way to {where}"
+            elif index.idx not in own:
+                own[index.idx] = index.root_idx
+                fresh.append(index)
+            elif own[index.idx] != index.root_idx:
+                problem = problem or f"its channels are padded, rearranged or mixed on the way to {where}"
+        followed += len(fresh)
+        if followed > LIMIT:
+            return [], f"it has more than {LIMIT:,} couplings to other layers"
+        for dependency in node.dependencies if fresh else ():
+            if dependency.is_triggered_by(handler):
+                mapped = fresh
+                for mapping in dependency.index_mapping:
+                    mapped = mapped if mapping is None else mapping(mapped)
+                if mapped:
+                    pending.append((dependency.target, dependency.handler, mapped))
+    return list(reached.values()), problem
+
+
+def _channel_group(
+    graph: tp.DependencyGraph, name: str, root: nn.Module, names: Mapping[nn.Module, str]
+) -> ChannelGroup:
+    width = width_of(root)
+    reached, problem = _walk(graph, root, width, names)
+    refusal = "it has a single channel" if width < 2 else problem
+    members, parameters, partitions = [], [], 1
+    for node, side, roots in reached:
+        module = node.module
+        # Everything else is an operation without weights.
+        if module in names:
+            members.append(member := Member(names[module], side, _by_channel(roots, width)))
+            refusal = refusal or _member_problem(member, module)
+            partitions = math.lcm(partitions, partitions_of(module))
+        elif isinstance(module, nn.Parameter):
+            fitting = [axis for axis, size in enumerate(module.shape) if size == len(roots)]
+            axis = fitting[0] if len(fitting) == 1 else int(node.pruning_dim)
+            parameters.append(Member(graph._param_to_name[module], "out", _by_channel(roots, width), axis))
+    if not any(member.side == "in" for member in members) or any(
+        type(node.module).__name__ == "_OutputOp" for node, _, _ in reached
+    ):
+        refusal = "its channels are the network's output" if not problem else refusal
+    return ChannelGroup(name, width, tuple(members), partitions, refusal, tuple(parameters))
+
+
+def _by_channel(roots: Mapping[int, int], width: int) -> tuple[tuple[int, ...], ...]:
+    channels: list[list[int]] = [[] for _ in range(width)]
+    for index, root in sorted(roots.items()):
+        channels[root].append(index)
+    return tuple(map(tuple, channels))
+
+
+def _member_problem(member: Member, module: nn.Module) -> str:
+    """Why a member makes its group unprunable; empty where it does not."""
+    counts = {len(own) for own in member.channels}
+    indices = [index for own in member.channels for index in own]
+    try:
+        width = output_width(module) if member.side == "out" else input_width(module)
+    except TypeError:
+        return f"'{member.layer}' is a {type(module).__name__}, whose channels cannot be counted"
+    if len(counts) != 1 or 0 in counts:
+        return f"its channels are padded, sliced or shared unevenly on the way to '{member.layer}'"
+    groups = getattr(module, "groups", 1)
+    # Each filter of a depthwise layer goes its own way, so several groups may share it, as behind a concatenation.
+    whole = member.side == "in" or not isinstance(module, PRODUCERS) or groups == width > 1
+    if not whole and len(set(indices)) != width:
+        return f"it meets only part of the filters of '{member.layer}': channels are padded, sliced or split in between"
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
+        return f"'{member.layer}' normalises over places as well as channels"
+    if groups > 1 and groups == input_width(module) != width_of(module):
+        return f"'{member.layer}' is a depthwise convolution with several filters per channel"
+    if partitions_of(module) > 1 and indices != list(range(width)):
+        return f"'{member.layer}' works in {partitions_of(module)} parts, which its channels do not fill in order"
+    return ""
+
+
+def _problem(group: ChannelGroup, model: nn.Module, used: set[int]) -> str:
+    """What speaks against cutting a group that the graph allows; empty for nothing."""
+    if group.width % group.partitions:
+        return f"its {group.width} channels do not divide into {group.partitions} equal parts"
+    if group.width == group.partitions:
+        return f"each of its {group.partitions} parts has a single channel"
+    owners: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name)
+    widths = set()
+    for member in group.members:
+        module = model.get_submodule(member.layer)
+        widths.add(output_width(module) if member.side == "out" else input_width(module))
+        if is_parametrized(module):
+            return f"'{member.layer}' computes its weights from others; remove the parametrization first"
+        for parameter in module.parameters(recurse=False):
+            if len(owners[id(parameter)]) > 1:
+                return f"parameters are shared: {', '.join(sorted(owners[id(parameter)]))}"
+    for name, module in model.named_modules():
+        own = [*module.parameters(recurse=False)]
+        if has_width(module) and own and not any(id(parameter) in used for parameter in own):
+            sides = {output_width(module), input_width(module) if isinstance(module, PRODUCERS) else 0}
+            if shared := sides & widths:
+                return (
+                    f"'{name}', with as many channels ({min(shared)}), does not take part in the output on the example "
+                    "and may read these elsewhere; remove it, or give an example that uses it"
+                )
+    return ""
+
+
+def _plain_groups(model: nn.Module, calls: Sequence[str], layers: Sequence[str], words: str) -> list[ChannelGroup]:
+    """Groups without a graph: a layer, the norms and depthwise layers called next, and the layer called after those.
+
+    Whether the channels go no other way is for the trial to say.
+    """
+    groups = []
+    for layer in layers:
+        root = model.get_submodule(layer)
+        members: list[tuple[str, Side]] = [(layer, "out")]
+        width, partitions = width_of(root), partitions_of(root)
+        for name in calls[calls.index(layer) + 1 :] if calls.count(layer) == 1 else ():
+            module = model.get_submodule(name)
+            if isinstance(module, PRODUCERS) and not is_depthwise(module):
+                if input_width(module) == width and getattr(module, "groups", 1) == 1 and calls.count(name) == 1:
+                    members.append((name, "in"))
+                break
+            if output_width(module) != width or calls.count(name) != 1:
+                break
+            members.append((name, "out"))
+            partitions = math.lcm(partitions, partitions_of(module))
+        refusal = "" if members[-1][1] == "in" and width > 1 and not is_depthwise(root) else words
+        channels = tuple((channel,) for channel in range(width))
+        groups.append(
+            ChannelGroup(layer, width, tuple(Member(n, s, channels) for n, s in members), partitions, refusal)
+        )
+    inner = {m.layer for group in groups if not group.refusal for m in group.members[1:] if m.side == "out"}
+    return [group for group in groups if group.name not in inner]
