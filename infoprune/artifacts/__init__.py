@@ -5,6 +5,7 @@ from infoprune.artifacts.costs import Cost, LayerCost
 from infoprune.artifacts.findings import Analysis, Finding, Flag, Joinable, Measure
 from infoprune.artifacts.metrics import EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
 from infoprune.artifacts.plans import GroupPlan, Plan
+from infoprune.artifacts.timings import LayerTimes, Timings
 from infoprune.artifacts.views import BatchView, LayerView, Memo
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Joinable",
     "Latency",
     "LayerCost",
+    "LayerTimes",
     "LayerView",
     "Measure",
     "Member",
@@ -28,6 +30,7 @@ __all__ = [
     "Plan",
     "Score",
     "StageMetrics",
+    "Timings",
     "Verification",
     "width_of",
 ]
