@@ -42,10 +42,11 @@ class EnergyPropagation(RunningByLayer):
     theorem is the paper's, and it is `information.spectrum.scattering_depth`.
 
     Importance is a filter's share of the input's energy; heuristic, and not blind to scale: a batch norm behind the
-    filter undoes what it measures.
+    filter undoes what it measures. The recommended width is the number of filters that hold `keep` of a layer's energy.
 
     Args:
         share: (1 − ε), the energy whose depth is asked for.
+        keep: share of a layer's energy that the filters of the recommended width hold.
         grid: frequencies per axis at which frame bounds are found; 0 leaves them out.
     """
 
@@ -55,13 +56,17 @@ class EnergyPropagation(RunningByLayer):
     across_layers = True
     name = "energy_propagation"
 
-    def __init__(self, *, share: float = 0.9, grid: int = 16) -> None:
+    def __init__(self, *, share: float = 0.9, keep: float = 0.99, grid: int = 16) -> None:
         super().__init__()
         require(
             self.name,
-            [("share", share, 0 < share < 1, "a share between 0 and 1"), ("grid", grid, grid >= 0, "0 or more")],
+            [
+                ("share", share, 0 < share < 1, "a share between 0 and 1"),
+                ("keep", keep, 0 < keep <= 1, "a share above 0, up to 1"),
+                ("grid", grid, grid >= 0, "0 or more"),
+            ],
         )
-        self.share, self.grid = share, grid
+        self.share, self.keep, self.grid = share, keep, grid
         self._folding = Folding()
 
     def observe(self, view: LayerView) -> None:
@@ -71,13 +76,15 @@ class EnergyPropagation(RunningByLayer):
         batch = view.batch
         whole = batch.once("input energy", lambda: batch.inputs.double().square().sum())
         energy = view.activations.double().square().transpose(0, 1).flatten(1).sum(1) / whole.clamp_min(1e-300)
-        self.layer(view.layer).add({"energy": energy.sum(), "energy per filter": energy})
+        held = energy.sort(descending=True).values.cumsum(0)
+        width = 1 + (held < self.keep * held[-1]).sum()
+        self.layer(view.layer).add({"energy": energy.sum(), "energy per filter": energy, "width": width})
 
     def conclude(self) -> Finding:
         """Importance by energy, bounds and energies per layer, fits and depths for the network."""
         share = "share of the input's energy"
         measures: dict[str, Mapping[str, Measure]] = {
-            name: running.measures({"energy": share, "energy per filter": share})
+            name: running.measures({"energy": share, "energy per filter": share, "width": "filters"})
             for name, running in self._layers.items()
         }
         for name, (low, high) in self._bounds().items():
@@ -90,7 +97,8 @@ class EnergyPropagation(RunningByLayer):
             reason = "the last layer carries no less energy than the first: there is no decay to speak of"
             flags = (Flag(NETWORK, "undefined", reason),)
         importance = {name: running.mean("energy per filter") for name, running in self._layers.items()}
-        return Finding(self.name, importance=importance, measures=measures, flags=flags)
+        widths = {name: math.ceil(float(running.mean("width")) - 1e-9) for name, running in self._layers.items()}
+        return Finding(self.name, importance=importance, widths=widths, measures=measures, flags=flags)
 
     def _bounds(self) -> dict[str, tuple[float, float]]:
         """Frame bounds of ordinary convolutions; a grouped one is several frames at once."""

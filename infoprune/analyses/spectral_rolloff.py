@@ -1,5 +1,6 @@
 """Spectral roll-off points: how low the frequencies are that hold a map's energy."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -39,7 +40,8 @@ class SpectralRolloff(RunningByLayer):
     total, from 0 to 1. Per layer: mean, median, quartiles and deviation over filters and samples, and the baseline:
     the network's input brought to the layer's size by 2x2 max-pools alone. The second baseline, the same architecture
     with random weights, is this analysis run on such a model. Importance is the negative SROP of each filter, averaged
-    over samples: the paper's own claim, that useful information is what survives downscaling; heuristic.
+    over samples: the paper's own claim, that useful information is what survives downscaling; heuristic. So is the
+    recommended width, the number of filters at or below the baseline.
 
     The paper leaves open magnitude or power, ring sum or mean, whether the mean counts, m or m + 1 bins, and what
     normalises. "paper" is what fits its Table 2 best: magnitude, ring mean, without the mean, m bins, over the
@@ -110,6 +112,7 @@ class SpectralRolloff(RunningByLayer):
             if len(known)
             else points.new_full((3,), torch.nan)
         )
+        per_filter = points.nanmean(0)
         self.layer(view.layer).add(
             {
                 "SROP": known.mean(),
@@ -119,20 +122,22 @@ class SpectralRolloff(RunningByLayer):
                 "deviation": known.std(correction=0) if len(known) else torch.nan,
                 "baseline": baseline.nanmean(),
                 "excess over baseline": known.mean() - baseline.nanmean(),
-                "SROP per filter": points.nanmean(0),
+                "SROP per filter": per_filter,
+                "width": (per_filter <= baseline.nanmean()).sum(),
                 "constant maps": 1 - len(known) / points.numel(),
             }
         )
 
     def conclude(self) -> Finding:
         """Importance −SROP per filter; statistics with intervals; layers with constant maps flagged."""
-        importance, measures, flags = {}, {}, []
+        importance, widths, measures, flags = {}, {}, {}, []
         for name, running in self._layers.items():
             mean = running.mean("SROP per filter")
             # A map that never varies carries nothing: it ranks below the highest roll-off point that there is.
             importance[name] = torch.where(mean.isnan(), -2.0, -mean)
             units = dict.fromkeys(running.names(), f"share of the {self.choice.normalizer}'s frequencies")
-            measures[name] = running.measures({**units, "constant maps": "share of maps"})
+            measures[name] = running.measures({**units, "constant maps": "share of maps", "width": "filters"})
+            widths[name] = max(1, math.ceil(float(running.mean("width")) - 1e-9))
             constant = float(running.mean("constant maps"))
             if constant > 0:
                 never = int(running.undefined("SROP per filter").sum())
@@ -141,7 +146,7 @@ class SpectralRolloff(RunningByLayer):
                     f"{len(mean)} filters; they are left out of every mean"
                 )
                 flags.append(Flag(name, "undefined", reason))
-        return Finding(self.name, importance=importance, measures=measures, flags=tuple(flags))
+        return Finding(self.name, importance=importance, widths=widths, measures=measures, flags=tuple(flags))
 
     def _points(self, maps: Tensor, inputs: Tensor) -> Tensor:
         """Normalised roll-off points, `samples x filters`; NaN for constant maps."""

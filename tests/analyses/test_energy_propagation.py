@@ -193,3 +193,14 @@ def test_ranks_that_are_not_whole_numbers() -> None:
 def test_wrong_options_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(UserError, match=rf"\[analyses.energy_propagation\] {next(iter(option))} = .*: expected"):
         EnergyPropagation(**option)
+
+
+def test_width_is_the_filters_that_hold_the_energy(view: View) -> None:
+    maps = torch.ones(4, 5, 6, 6) * torch.tensor([3.0, 0.0, 4.0, 1.0, 0.1]).view(5, 1, 1)  # squares 9, 0, 16, 1, 0.01
+    for keep, width in ((0.6, 1), (0.95, 2), (0.99, 3), (0.9999, 4), (1.0, 4)):
+        analysis = EnergyPropagation(keep=keep)
+        analysis.observe(view(maps, layer="a"))
+        analysis.observe(view(maps, layer="a", index=1))
+        found = analysis.conclude()
+        assert found.widths == {"a": width}
+        assert float(found.measures["a"]["width"].high) == width

@@ -88,6 +88,9 @@ def test_smooth_filters_rank_above_noise_and_dead_ones_last(view: View) -> None:
     assert flag.kind == "undefined"
     assert "33.3% of the maps are constant" in flag.reason
     assert "in 1 of 3 filters" in flag.reason
+    # The baseline of noise is noise: only the smooth filter is surely below it, the constant one never is.
+    assert 1 <= found.widths["layer"] <= 2
+    assert found.measures["layer"]["width"].unit == "filters"
     kept = found.measures["layer"]["SROP per filter"].value[:2].mean()
     torch.testing.assert_close(found.measures["layer"]["SROP"].value, kept)
 
