@@ -47,6 +47,7 @@ ANNEXES = {
     "grouping": "pruning",
     "tables": "cli",
     "timing": "profiling",
+    "narrowing": "checkpoint",
 }
 DOORS = {
     "torch_pruning": {"pruning"},

@@ -3,8 +3,9 @@
 Layer names are those of the widely used pretrained weights of github.com/akamaster/pytorch_resnet_cifar10.
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,12 +36,12 @@ class PadShortcut(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, added to the shortcut; each ReLU is a module of its own to be observed."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(inner, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
@@ -61,17 +62,25 @@ class ResidualBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A convolution, stages of residual blocks (all but the first halve the maps), mean over the map, a classifier."""
 
-    def __init__(self, blocks: int, classes: int, channels: int, shortcut: Shortcut, widths: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        classes: int,
+        channels: int,
+        shortcut: Shortcut,
+        widths: Sequence[int],
+        inner: Sequence[int],
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
         self.stages = len(widths)
-        inputs = widths[0]
+        inputs, inside = widths[0], iter(inner)
         for stage, width in enumerate(widths, start=1):
             stride = 1 if stage == 1 else 2
-            layer = [ResidualBlock(inputs, width, stride, shortcut)]
-            layer += [ResidualBlock(width, width, 1, shortcut) for _ in range(blocks - 1)]
+            layer = [ResidualBlock(inputs, next(inside), width, stride, shortcut)]
+            layer += [ResidualBlock(width, next(inside), width, 1, shortcut) for _ in range(blocks[stage - 1] - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(*layer))
             inputs = width
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -79,10 +88,30 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        for stage in range(1, self.stages + 1):
+        for stage in self._stages():
             x = self.get_submodule(f"layer{stage}")(x)
         logits: Tensor = self.linear(self.pool(x).flatten(1))
         return logits
+
+    def arguments_for(self, widths: Mapping[str, int], removed: Collection[str]) -> dict[str, Any]:
+        """Arguments of `build` for a network with these filters per layer and without these blocks.
+
+        Args:
+            widths: filters of every convolution by its name.
+            removed: names of blocks (`layer1.2`).
+        """
+        stages = [
+            [f"layer{s}.{n}" for n, _ in self.get_submodule(f"layer{s}").named_children()] for s in self._stages()
+        ]
+        left = [[block for block in stage if block not in removed] for stage in stages]
+        return {
+            "blocks": [len(stage) for stage in left],
+            "widths": [widths[f"{stage[0]}.conv2"] for stage in left],
+            "inner": [widths[f"{block}.conv1"] for stage in left for block in stage],
+        }
+
+    def _stages(self) -> range:
+        return range(1, self.stages + 1)
 
 
 def build(
@@ -92,6 +121,8 @@ def build(
     input_channels: int = 3,
     shortcut: Shortcut = "pad",
     widths: list[int] | None = None,
+    blocks: list[int] | None = None,
+    inner: list[int] | None = None,
 ) -> CifarResNet:
     """A residual network for small images, with random weights (He initialisation, from torch's global seed).
 
@@ -107,9 +138,12 @@ def build(
         input_channels: channels of the images.
         shortcut: where the width or resolution changes: "pad" with zeros (no weights) or a 1x1 "projection" with norm.
         widths: filters of each stage; 16, 32, 64 if not given.
+        blocks: residual blocks of each stage, in place of `depth`.
+        inner: filters of each block's first convolution, in the order of the forward pass; its stage's if not given.
 
     Raises:
-        UserError: for a depth that whole blocks cannot make, widths below 1, or widths that shrink under "pad".
+        UserError: for a depth that whole blocks cannot make, widths below 1, as many of them as do not fit, or widths
+            that shrink under "pad".
     """
     stages = tuple(widths) if widths is not None else STAGE_WIDTHS
     if not stages or min(stages) < 1 or classes < 1 or input_channels < 1:
@@ -117,15 +151,28 @@ def build(
             f"cifar_resnet got widths {list(stages)}, classes {classes}, input_channels {input_channels}; "
             "expected at least one stage and every number at least 1"
         )
-    step = 2 * len(stages)
-    blocks, rest = divmod(depth - 2, step)
-    if rest or blocks < 1:
-        near = [2 + step * max(1, blocks), 2 + step * max(2, blocks + 1)]
-        raise UserError(f"cifar_resnet got depth {depth}; expected {step}n + 2, such as {near[0]} or {near[1]}")
+    counts = [_blocks(depth, len(stages))] * len(stages) if blocks is None else list(blocks)
+    if len(counts) != len(stages) or min(counts) < 1:
+        raise UserError(
+            f"cifar_resnet got blocks {counts}; expected {len(stages)} numbers of at least 1, one per stage"
+        )
+    inside = [width for width, count in zip(stages, counts, strict=True) for _ in range(count)]
+    if inner is not None and (len(inner) != len(inside) or min(inner) < 1):
+        raise UserError(f"cifar_resnet got inner {inner}; expected {len(inside)} numbers of at least 1, one per block")
     if shortcut == "pad" and any(later < earlier for earlier, later in pairwise(stages)):
         raise UserError(f"widths {list(stages)} shrink, which zero-padding cannot do; set shortcut = 'projection'")
-    model = CifarResNet(blocks, classes, input_channels, shortcut, stages)
+    model = CifarResNet(counts, classes, input_channels, shortcut, stages, inside if inner is None else inner)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return model
+
+
+def _blocks(depth: int, stages: int) -> int:
+    """Residual blocks per stage."""
+    step = 2 * stages
+    blocks, rest = divmod(depth - 2, step)
+    if rest or blocks < 1:
+        near = [2 + step * max(1, blocks), 2 + step * max(2, blocks + 1)]
+        raise UserError(f"cifar_resnet got depth {depth}; expected {step}n + 2, such as {near[0]} or {near[1]}")
+    return blocks

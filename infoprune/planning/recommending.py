@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from statistics import median_high
 from typing import Literal
 
-from infoprune.artifacts import ChannelGroup, Finding
+from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding
 from infoprune.errors import UserError, did_you_mean
+from infoprune.planning.constraints import Constraints, up
 
 WidthAs = Literal["floor", "ceiling", "prior"]
 # Whose widths are heeded wherever it ran, unless the recipe says otherwise.
@@ -73,3 +74,111 @@ def advise(findings: Sequence[Finding], group: ChannelGroup) -> Advice | None:
     if not by:
         return Advice(group.width, {}, flags) if flags else None
     return Advice(median_high(by.values()), by, flags)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """The width that one analysis recommends for a channel group.
+
+    Attributes:
+        analysis: its name.
+        width: number of channels; `None` where it recommends none.
+        low, high: ends of the interval over mini-batches, where it measures one.
+        flag: why not to trust it; empty where there is no doubt.
+    """
+
+    analysis: str
+    width: int | None
+    low: float | None = None
+    high: float | None = None
+    flag: str = ""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to make of one channel group, with all that was said about it.
+
+    Attributes:
+        group: its name.
+        layers: the layers that put out its channels, which can only change together.
+        width: as it is.
+        recommended: the width to go on with; the present one where the group cannot be cut or nobody recommends any.
+        reason: who decided, in words.
+        opinions: one per analysis that recommends widths.
+        saves_macs, saves_parameters: what the network saves if this group alone changes.
+    """
+
+    group: str
+    layers: tuple[str, ...]
+    width: int
+    recommended: int
+    reason: str
+    opinions: tuple[Opinion, ...]
+    saves_macs: int
+    saves_parameters: int
+
+
+def recommend(findings: Sequence[Finding], graph: ChannelGraph, constraints: Constraints) -> list[Recommendation]:
+    """A width for every channel group, from all analyses that recommend one.
+
+    The recommendation is the median of those that are not flagged, kept within the constraints. It is a starting point
+    for training a narrower network, not a promise: no budget is asked for and nothing is measured.
+
+    Args:
+        findings: what the analyses found.
+        graph: channel groups and costs.
+        constraints: what may be cut.
+
+    Raises:
+        UserError: for a pattern that matches no layer.
+    """
+    refused, whole = constraints.refused(graph), graph.cost({})
+    advisers = [
+        finding for finding in findings if finding.widths or any("width" in m for m in finding.measures.values())
+    ]
+    weighted = {cost.layer for cost in graph.costs if cost.macs}
+    rows = []
+    for group in graph.groups:
+        opinions = tuple(opinion for finding in advisers if (opinion := _opinion(finding, group)) is not None)
+        given = advise(advisers, group)
+        width, reason = group.width, refused.get(group.name, "")
+        if not reason and (given is None or not given.by):
+            reason = "no analysis recommends a width here"
+        elif not reason and given is not None:
+            width = min(group.width, max(constraints.floor(group), up(given.width, constraints.step(group))))
+            reason = f"median of {', '.join(f'{name} {own}' for name, own in given.by.items())}"
+            if width != given.width:
+                reason += f", {given.width}, brought to what the constraints allow"
+        less = graph.cost({group.name: width})
+        layers = tuple(member.layer for member in group.members if member.side == "out" and member.layer in weighted)
+        rows.append(
+            Recommendation(
+                group.name,
+                layers or (group.name,),
+                group.width,
+                width,
+                reason,
+                opinions,
+                whole.macs - less.macs,
+                whole.parameters - less.parameters,
+            )
+        )
+    return rows
+
+
+def _opinion(finding: Finding, group: ChannelGroup) -> Opinion | None:
+    """What one analysis says of the layer of a group that needs most."""
+    own = [member.layer for member in group.members if member.side == "out"]
+    flags = {flag.layer: flag.reason for flag in finding.flags}
+    widths = {layer: finding.widths[layer] for layer in own if layer in finding.widths}
+    if not widths:
+        doubts = [flags[layer] for layer in own if layer in flags]
+        return Opinion(finding.analysis, None, flag=doubts[0]) if doubts else None
+    layer = max(widths, key=lambda name: widths[name])
+    measured = finding.measures.get(layer, {}).get("width")
+    low, high = (
+        (None, None)
+        if measured is None or measured.low is None or measured.high is None
+        else (float(measured.low), float(measured.high))
+    )
+    return Opinion(finding.analysis, widths[layer], low, high, flags.get(layer, ""))
