@@ -21,7 +21,7 @@ def narrowed(
     """How to build a narrower, shallower network of the same family.
 
     A model may say itself how, by a method `arguments_for(widths, removed)`. Otherwise a family with an option
-    `widths` is taken to mean the filters of its convolutions in the order of definition (and `hidden`, its linear layers
+    `widths` is taken to mean the filters of its convolutions in the order of definition (`hidden`: of its linear layers
     but the last). Either way an answer is given only where building with it gives exactly these widths.
 
     Args:

@@ -43,7 +43,7 @@ def test_cifar_resnets_have_the_papers_number_of_parameters(depth: int, count: i
 
 @pytest.mark.parametrize("shortcut", ["pad", "projection"])
 def test_a_block_adds_its_two_branches(shortcut: cifar_resnet.Shortcut) -> None:
-    block = cifar_resnet.ResidualBlock(3, 8, 2, shortcut).eval()
+    block = cifar_resnet.ResidualBlock(3, 8, 8, 2, shortcut).eval()
     x = torch.randn(2, 3, 6, 6)
     branch = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
     expected = torch.relu(branch + block.shortcut(x))

@@ -54,7 +54,7 @@ def test_no_answer_where_the_family_has_none() -> None:
     assert narrowed(resnet, build(resnet), {"layer1.1.conv2": 2}) is None
 
 
-def test_a_users_own_family(tmp_path: object) -> None:
+def test_a_users_own_family() -> None:
     reference = ModelReference("tests.test_narrowing:own", {"widths": [5]})
     found = narrowed(reference, own(widths=[5]), {"0": 3})
     assert found == ModelReference("tests.test_narrowing:own", {"widths": [3]})

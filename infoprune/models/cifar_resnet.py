@@ -153,12 +153,10 @@ def build(
         )
     counts = [_blocks(depth, len(stages))] * len(stages) if blocks is None else list(blocks)
     if len(counts) != len(stages) or min(counts) < 1:
-        raise UserError(
-            f"cifar_resnet got blocks {counts}; expected {len(stages)} numbers of at least 1, one per stage"
-        )
+        raise UserError(f"cifar_resnet got blocks {counts}; expected {len(stages)}, at least 1, one per stage")
     inside = [width for width, count in zip(stages, counts, strict=True) for _ in range(count)]
     if inner is not None and (len(inner) != len(inside) or min(inner) < 1):
-        raise UserError(f"cifar_resnet got inner {inner}; expected {len(inside)} numbers of at least 1, one per block")
+        raise UserError(f"cifar_resnet got inner {inner}; expected {len(inside)}, at least 1, one per block")
     if shortcut == "pad" and any(later < earlier for earlier, later in pairwise(stages)):
         raise UserError(f"widths {list(stages)} shrink, which zero-padding cannot do; set shortcut = 'projection'")
     model = CifarResNet(counts, classes, input_channels, shortcut, stages, inside if inner is None else inner)
