@@ -22,14 +22,17 @@ class _Choice(NamedTuple):
     reduce: str
     dc: bool
     last: bool
+    first: int
+    """What the lowest bin counts as, where nothing is interpolated."""
     normalizer: str
     interpolate: bool
 
 
 PRESETS = {
-    "corrected": _Choice(False, "mean", False, False, "input", True),
-    "paper": _Choice(False, "mean", False, False, "input", False),
-    "printed": _Choice(False, "sum", True, True, "layer", False),
+    "corrected": _Choice(False, "mean", False, False, 0, "input", True),
+    "paper": _Choice(False, "mean", False, False, 0, "input", False),
+    # Eq. (6) has k from 0 to m, and Eq. (4) divides by m, so that nothing exceeds 1.
+    "printed": _Choice(False, "sum", True, True, 0, "layer", False),
 }
 
 
@@ -91,6 +94,7 @@ class SpectralRolloff(RunningByLayer):
         )
         last = None if bins is None else bins == "m+1"
         options: dict[str, Any] = {"power": power, "reduce": reduce, "dc": dc, "last": last}
+        options["first"] = None if last is None else int(last)
         options |= {"normalizer": normalizer, "interpolate": interpolate}
         given = {option: value for option, value in options.items() if value is not None}
         self.choice = PRESETS[preset]._replace(**given)
@@ -157,7 +161,7 @@ class SpectralRolloff(RunningByLayer):
             profile = radial_profile(chunk, power=choice.power, reduce=choice.reduce, dc=choice.dc, last=choice.last)
             parts.append(roll_off(profile, kappa=self.kappa, interpolate=choice.interpolate))
         # Counted from 1, a bin's number is its upper end, which the interpolated place already is.
-        first = 1 if choice.last and not choice.interpolate else 0
+        first = 0 if choice.interpolate else choice.first
         size = min((inputs if choice.normalizer == "input" else maps).shape[2:])
         return (torch.cat(parts) + first) / max(1, radial_bins(size))
 

@@ -77,6 +77,15 @@ def test_white_noise_through_max_pools_gives_the_papers_baseline(
     assert found == pytest.approx(expected, abs=0.004)
 
 
+def test_the_printed_equations_end_at_one(view: View) -> None:
+    """Eq. (6) has k from 0 to m, and Eq. (4) divides by m."""
+    highest = torch.cos(2 * math.pi * 3 * torch.arange(8) / 8).expand(1, 1, 8, 8)
+    assert radial_bins(8) == 3
+    analysis = SpectralRolloff(preset="printed")
+    analysis.observe(view(highest, inputs=highest))
+    assert float(analysis.conclude().measures["layer"]["SROP"].value) == 1
+
+
 def test_smooth_filters_rank_above_noise_and_dead_ones_last(view: View) -> None:
     smooth = cosine(1, 1).float().expand(6, 1, 32, 32)
     noise, dead = torch.randn(6, 1, 32, 32), torch.ones(6, 1, 32, 32)
