@@ -9,12 +9,16 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from infoprune.artifacts import ChannelGraph
-from infoprune.artifacts.layers import is_channelwise
+from infoprune.artifacts.layers import is_channelwise, output_width
 from infoprune.verifying import Kept, removed_sides
 
 
 class _PerChannel(tp.BasePruningFunc):  # type: ignore[misc]
-    """Norms whose every number belongs to one channel: the library forgets running statistics, or all of them."""
+    """Norms whose every number belongs to one channel.
+
+    The library forgets instance norm's running statistics and frozen norms altogether, and takes a layer norm's numbers
+    in the order of a Python set, which is sorted only by luck.
+    """
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         kept = sorted(set(range(self.get_out_channels(layer))) - set(idxs))
@@ -24,12 +28,14 @@ class _PerChannel(tp.BasePruningFunc):  # type: ignore[misc]
                 setattr(layer, name, nn.Parameter(left) if isinstance(tensor, nn.Parameter) else left)
         if hasattr(layer, "num_features"):
             layer.num_features = len(kept)
+        if isinstance(layer, nn.LayerNorm):
+            layer.normalized_shape = (len(kept),)
         return layer  # type: ignore[no-any-return]
 
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: Any) -> int:
-        return layer.num_features if hasattr(layer, "num_features") else len(layer.running_mean)
+        return output_width(layer)
 
     get_in_channels = get_out_channels
 
@@ -39,7 +45,8 @@ def pruners(model: nn.Module) -> tp.DependencyGraph:
     graph = tp.DependencyGraph()
     for kind in {type(module) for module in model.modules()}:
         # By name: detectron2 has its own class, and importing torchvision's would cost a second.
-        if kind.__name__ == "FrozenBatchNorm2d" or issubclass(kind, nn.modules.instancenorm._InstanceNorm):
+        frozen = kind.__name__ == "FrozenBatchNorm2d"
+        if frozen or issubclass(kind, (nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)):
             graph.register_customized_layer(kind, _PerChannel())
     return graph
 
@@ -65,7 +72,6 @@ def cut(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
         module: Any = model.get_submodule(name)
         channelwise = is_channelwise(module)
         pruner = library.get_pruner_of_module(module)
-        pruner.pruning_dim = -1  # a layer norm's; the library leaves there what it last cut
         (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(module, indices)
         if channelwise:
             module.num_groups = module.num_channels

@@ -29,6 +29,7 @@ def load(
     smallest_crop: float = 0.25,
     mean: list[float] | None = None,
     std: list[float] | None = None,
+    expected_by: str | None = None,
     workers: int = 4,
     seed: int = 0,
 ) -> Data:
@@ -48,13 +49,17 @@ def load(
         smallest_crop: share of the square that a random crop covers at least, 0..1.
         mean: of red, green and blue, 0..1; ImageNet's if not given.
         std: of red, green and blue, likewise.
+        expected_by: weights of torchvision, such as "ResNet50_Weights.IMAGENET1K_V2", that say size, resize,
+            interpolation, mean and std in place of the options above.
         workers: processes that read images.
         seed: which training images are set aside.
 
     Raises:
         UserError: for missing folders, classes that differ between them, or options out of range.
     """
-    side = round(size * 8 / 7) if resize is None else resize
+    side, interpolation = round(size * 8 / 7) if resize is None else resize, "bilinear"
+    if expected_by is not None:
+        size, side, interpolation, mean, std = _expected(expected_by)
     if not 1 <= size <= side or not 0 < smallest_crop <= 1 or not 0 < validation_share < 1:
         raise UserError(
             f"image_folder got size {size}, resize {side}, smallest_crop {smallest_crop}, validation_share "
@@ -64,7 +69,7 @@ def load(
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError(f"got mean {mean} and std {std}; expected three numbers each, std above 0")
     folders = _folders(Path(root))
-    splits: dict[str, Any] = {name: _read(folder, side) for name, folder in folders.items()}
+    splits: dict[str, Any] = {name: _read(folder, side, interpolation) for name, folder in folders.items()}
     _check_classes(splits, folders)
     classes, note = len(splits["train"].classes), ""
     if "validation" not in splits or "test" not in splits:
@@ -78,7 +83,7 @@ def load(
         test=splits["test"],
         classes=classes,
         prepare=partial(_normal, size=size, mean=mean, std=std),
-        fingerprint=_fingerprint(Path(root), folders, f"{side} {validation_share} {seed}"),
+        fingerprint=_fingerprint(Path(root), folders, f"{side} {interpolation} {validation_share} {seed}"),
         augment=partial(crop_and_mirror, size=size, smallest=smallest_crop) if augment else None,
         workers=workers,
     )
@@ -98,13 +103,27 @@ def _folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _read(folder: Path, side: int) -> Dataset[Any]:
+def _expected(weights: str) -> tuple[int, int, str, list[float], list[float]]:
+    """Size, resize, interpolation, mean and std that published weights were measured with."""
+    from torchvision import models
+
+    try:
+        preset = models.get_weight(weights).transforms()
+        return preset.crop_size[0], preset.resize_size[0], preset.interpolation.value, preset.mean, preset.std
+    except (ValueError, AttributeError) as failure:
+        raise UserError(
+            f"expected_by = '{weights}': no classification weights of torchvision ({failure}); give them as in "
+            "ResNet50_Weights.IMAGENET1K_V2"
+        ) from failure
+
+
+def _read(folder: Path, side: int, interpolation: str) -> Dataset[Any]:
     # Imported where used: torchvision's transforms take a second to import.
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
     # Resized as a PIL image, as torchvision's published accuracies are.
-    stored = v2.Compose([v2.Resize(side), v2.CenterCrop(side), v2.PILToTensor()])
+    stored = v2.Compose([v2.Resize(side, v2.InterpolationMode(interpolation)), v2.CenterCrop(side), v2.PILToTensor()])
     try:
         images: Dataset[Any] = ImageFolder(folder, transform=stored, loader=_open)
     except FileNotFoundError as failure:

@@ -1,50 +1,91 @@
-"""Every classification network of torchvision, with the pretrained weights that torchvision publishes for it."""
+"""Every classification and segmentation network of torchvision, with the weights that torchvision publishes for it."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infoprune.errors import RunError, UserError, did_you_mean
 
 # Their training mode returns extra logits of auxiliary heads, which serve training from scratch only.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
+FILES = (".pth", ".pt", ".th")
 
 
 def build(*, architecture: str, pretrained: str | None = None, classes: int | None = None) -> nn.Module:
-    """A classification network of torchvision, by its name there; auxiliary heads are left off.
+    """A classification or segmentation network of torchvision, by its name there; auxiliary heads are left off.
+
+    Segmentation networks put out a dictionary, as torchvision's do, with `samples x classes x height x width` in "out".
+    What published weights expect of images, `[data] name = "image_folder"` with `expected_by` prepares.
 
     >>> build(architecture="squeezenet1_1", classes=5)(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 5])
 
     Args:
-        architecture: torchvision's name, such as "resnet50" or "mobilenet_v2".
-        pretrained: name of its weights, such as "IMAGENET1K_V1" or "DEFAULT"; torchvision downloads them.
-        classes: number of outputs; the weights' own (1000) if not given, any other gets a new, untrained last layer.
+        architecture: torchvision's name, such as "resnet50" or "lraspp_mobilenet_v3_large".
+        pretrained: name of its weights, such as "IMAGENET1K_V1" or "DEFAULT", which torchvision downloads; or a file
+            (.pth) with a state dict of this network, read with weights_only=True.
+        classes: number of outputs; the weights' own (1000; 21 for segmentation) if not given, any other gets a new,
+            untrained last layer.
 
     Raises:
-        UserError: for an unknown architecture or unknown weights, or fewer than one class.
+        UserError: for an unknown architecture, unknown weights or weights that do not fit, or fewer than one class.
         RunError: where the weights cannot be downloaded.
     """
     from torchvision import models
 
-    known = models.list_models(module=models)
+    segmenting = models.list_models(module=models.segmentation)
+    known = [*models.list_models(module=models), *segmenting]
     if architecture not in known:
         raise UserError(
-            f"torchvision has no classification network '{architecture}'{did_you_mean(architecture, known)}"
+            f"torchvision has no classification or segmentation network '{architecture}'"
+            f"{did_you_mean(architecture, known)}"
         )
     if classes is not None and classes < 1:
         raise UserError(f"got classes {classes}; expected at least 1")
     options: dict[str, Any] = {"aux_logits": False} if architecture in AUXILIARY_HEADS else {}
-    if pretrained is None:
+    if pretrained is not None and not pretrained.endswith(FILES):
+        network, outputs = _with_weights(architecture, pretrained, options)
+    else:
+        outputs = 21 if architecture in segmenting else 1000
         if architecture in AUXILIARY_HEADS:
             options["init_weights"] = True  # torchvision warns where this is left to its default
-        network: nn.Module = models.get_model(architecture, weights=None, num_classes=classes or 1000, **options)
-        return network
-    network, outputs = _with_weights(architecture, pretrained, options)
+        if architecture in segmenting:
+            options["weights_backbone"] = None
+        if pretrained is not None:
+            network = _with_file(architecture, Path(pretrained), {"num_classes": outputs, **options})
+        else:
+            outputs = classes or outputs
+            network = models.get_model(architecture, weights=None, num_classes=outputs, **options)
     if classes is not None and classes != outputs:
         _renew_head(network, outputs, classes)
+    return network
+
+
+def _with_file(architecture: str, file: Path, options: dict[str, Any]) -> nn.Module:
+    """The network with the weights of a file, whose auxiliary heads are left out."""
+    from torchvision import models
+
+    try:
+        stored = torch.load(file.expanduser(), map_location="cpu", weights_only=True)
+    except (OSError, UnpicklingError, RuntimeError, EOFError) as failure:
+        raise UserError(f"cannot read weights '{file}': {failure}; give a file with a state dict") from failure
+    if isinstance(stored, Mapping) and isinstance(stored.get("state_dict"), Mapping):
+        stored = stored["state_dict"]
+    if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
+        raise UserError(f"'{file}' holds no state dict; save one with torch.save(model.state_dict(), …)")
+    auxiliary = [key for key in stored if key.startswith(("aux1.", "aux2.", "AuxLogits.", "aux_classifier."))]
+    if auxiliary and architecture in AUXILIARY_HEADS:
+        options = {**options, "transform_input": True}  # as torchvision does for these weights, which have the heads
+    network: nn.Module = models.get_model(architecture, weights=None, **options)
+    try:
+        network.load_state_dict({key: value for key, value in stored.items() if key not in auxiliary})
+    except RuntimeError as failure:
+        raise UserError(f"the weights '{file}' do not fit {architecture}: {failure}") from failure
     return network
 
 
@@ -60,26 +101,31 @@ def _with_weights(architecture: str, pretrained: str, options: dict[str, Any]) -
         )
     weights = published[pretrained]
     try:
-        return models.get_model(architecture, weights=weights, **options), len(weights.meta["categories"])
+        network = models.get_model(architecture, weights=weights, **options)
     except (URLError, OSError) as failure:
         raise RunError(
             f"cannot download {weights.url}: {failure}; fetch it where there is a network and put it into "
             f"{torch.hub.get_dir()}/checkpoints"
         ) from failure
+    if getattr(network, "aux_classifier", None) is not None:
+        network.aux_classifier = None  # torchvision builds what the weights hold
+    return network, len(weights.meta["categories"])
 
 
 def _renew_head(network: nn.Module, outputs: int, classes: int) -> None:
-    """Replaces the last layer with `outputs` outputs, linear or (SqueezeNet) a 1x1 convolution."""
+    """Replaces the last layer with `outputs` outputs, linear or a 1x1 convolution; LR-ASPP adds up two of them."""
     heads = {
         name: module
         for name, module in network.named_modules()
         if getattr(module, "out_features", None) == outputs or getattr(module, "out_channels", None) == outputs
     }
-    name, old = list(heads.items())[-1]
-    new: nn.Module
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
-    elif isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, kernel_size=1, bias=old.bias is not None)
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, new)
+    last = [name for name in heads if name.startswith("classifier.") and name.endswith("_classifier")] or [*heads][-1:]
+    for name in last:
+        old = heads[name]
+        new: nn.Module
+        if isinstance(old, nn.Linear):
+            new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+        elif isinstance(old, nn.Conv2d):
+            new = nn.Conv2d(old.in_channels, classes, kernel_size=1, bias=old.bias is not None)
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, new)
