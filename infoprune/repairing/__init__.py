@@ -50,8 +50,8 @@ def repair(
         ridge: of a refit: strength relative to the mean variance of a layer's inputs; if not given, chosen by the
             error on held-out samples.
         positions: of a refit: rows taken from each image's map of a layer, drawn at random; 0 for all.
-        cache_mb: of a refit: memory for activations kept between layers, in MiB; where they do not fit, batches
-            are run again, which takes longer.
+        cache_mb: memory for activations kept between layers, in MiB; where they do not fit, a refit runs batches
+            again, which takes longer, and gradient steps see fewer images, which a note says.
         inputs_limit: of a refit: layers with more inputs (channels times kernel size) stay as they are; the
             normal matrices of k inputs take 24·k² bytes.
         steps: of "reconstruct": gradient steps per block.
@@ -78,7 +78,9 @@ def repair(
             inputs_limit=inputs_limit,
         )
         if method == "reconstruct":
-            more = reconstruct(*arguments, on_step, steps=steps, learning_rate=learning_rate, seed=seed)
+            more = reconstruct(
+                *arguments, on_step, steps=steps, learning_rate=learning_rate, cache_mb=cache_mb, seed=seed
+            )
             done = Repair((*done.layers, *more.layers), (*done.notes, *more.notes))
         return done
     if method == "batch_norm":

@@ -192,9 +192,7 @@ class Lockstep:
             self.pruned.run(pruned, images, self.start, site.call)
             if fresh is not None:
                 fresh.append((copied(teacher), copied(pruned)))
-                size += sum(
-                    _size(value) for values in fresh[-1] for node, value in values.items() if node.op != "get_attr"
-                )
+                size += sum(map(size_of, fresh[-1]))
                 fresh = fresh if size <= self.cache_bytes else None
             with Capture(layer.weight) as capture:
                 self.pruned.run(pruned, images, site.call, site.call + 1)
@@ -278,6 +276,11 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     return type(value)(_cloned(part) for part in value) if isinstance(value, tuple | list) else value
+
+
+def size_of(values: Values) -> int:
+    """Bytes of what is alive, parameters aside."""
+    return sum(_size(value) for node, value in values.items() if node.op != "get_attr")
 
 
 def _size(value: Any) -> int:

@@ -13,7 +13,7 @@ from infoprune.artifacts import ChannelGraph, ChannelGroup
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
 from infoprune.repairing.compensating import LAYERS, POSITIONS, absorb, as_map, first_images, gather
-from infoprune.repairing.lockstep import Batches, Site, Values, Walker, copied, find_sites
+from infoprune.repairing.lockstep import Batches, Site, Values, Walker, copied, find_sites, size_of
 from infoprune.repairing.ridge import Capture, Moments, fit
 from infoprune.shortening import shorten
 
@@ -30,21 +30,26 @@ def measure_sensitivity(
     *,
     shares: Sequence[float] = SHARES,
     positions: int = POSITIONS,
+    cache_mb: int = 2048,
 ) -> Table:
     """Loss of each group at each of several widths: it alone is cut, and its consumers are refitted in closed form.
 
     The sums for the refit are gathered once per consumer, on the intact network, and serve every width: a cut takes
     their rows and columns away. The loss is the divergence from the intact network's predictions, so no labels are
-    needed. Time: about half a forward pass per group and width.
+    needed. Time: about half a forward pass per group and width. Memory: the images, their activations at one layer
+    within the cache (twice while they move on), and normal matrices of 3·8·(k²·C)² bytes for a layer that reads C
+    channels through k x k weights.
 
     Args:
         model: the unpruned network; not touched.
         graph: its channel groups.
         scores: per group one score per channel, the larger, the longer it is kept; groups without one are not measured.
-        batches: pairs of images and anything; kept in memory as activations, so a few hundred images.
+        batches: pairs of images and anything; kept in memory, so a few hundred images.
         on_step: told after each group the number of groups done and of all.
         shares: widths to try, as shares of a group's own, above 0 and below 1.
         positions: rows taken from each image's map of a layer; 0 for all.
+        cache_mb: memory for activations, in MiB; where they do not fit, layers before are run again, which takes
+            longer.
 
     Returns:
         Per group, width -> mean Kullback-Leibler divergence KL(intact ‖ cut) in nats per image; the full width is 0.
@@ -54,7 +59,7 @@ def measure_sensitivity(
     """
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"shares are {list(shares)}; expected numbers above 0 and below 1")
-    probe = _Probe(shorten(copy.deepcopy(model), graph.removed), batches)
+    probe = _Probe(shorten(copy.deepcopy(model), graph.removed), batches, cache_mb << 20)
     groups = [group for group in graph.groups if group.name in scores and not group.refusal]
     table: Table = {}
     with evaluating(probe.model), torch.no_grad():
@@ -68,8 +73,8 @@ def measure_sensitivity(
 class _Probe:
     """A copy of the model, cut and mended again and again, with its activations at the last group's first consumer."""
 
-    def __init__(self, model: nn.Module, batches: Batches) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, batches: Batches, cache_bytes: int) -> None:
+        self.model, self.cache_bytes = model, cache_bytes
         images = first_images(batches, model)
         with evaluating(model), torch.no_grad():
             try:
@@ -113,10 +118,18 @@ class _Probe:
         return names + [site.norm for name in names if (site := self.sites.get(name)) is not None and site.norm]
 
     def _advance(self, position: int) -> None:
-        if position > self.start:
-            for values in self.saved:
-                self.walker.run(values, None, self.start, position)
-            self.start = position
+        """Moves what is kept to a later layer, if it fits there; otherwise everything runs from where it is."""
+        fresh: list[Values] = []
+        size = 0
+        for values in self.saved if position > self.start else ():
+            values = copied(values)
+            self.walker.run(values, None, self.start, position)
+            fresh.append(values)
+            size += size_of(values)
+            if size > self.cache_bytes:
+                return
+        if fresh:
+            self.saved, self.start = fresh, position
 
     def _sums(self, site: Site, positions: int) -> Moments | None:
         module: Any = self.model.get_submodule(site.layer)

@@ -17,6 +17,7 @@ from infoprune.repairing.lockstep import NORMS, Batches, Values, Walker
 
 HELD_OUT = 8  # every eighth sample decides whether a block's new weights are better
 LAYERS_PER_BLOCK = 2  # a producer and its consumer: one layer alone is what the closed form has done already
+COPIES = 2  # of what a block reads and puts out: on its way from block to block, and joined over the batches
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ class Block:
 
 
 def find_blocks(walker: Walker, model: nn.Module, outputs: Mapping[str, Sequence[int]]) -> list[Block]:
-    """The graph in blocks of at least two layers, cut before a layer where a single value is alive."""
+    """The graph in blocks of at least two layers, cut before a layer where a single value is alive.
+
+    A grouped layer counts as part of the path from producer to consumer: an inverted residual block stays one block,
+    cut where its maps are few.
+    """
     blocks: list[Block] = []
     modules: list[str] = []
     channels: Sequence[int] = ()
@@ -44,7 +49,8 @@ def find_blocks(walker: Walker, model: nn.Module, outputs: Mapping[str, Sequence
     live: set[fx.Node] = {walker.nodes[0]}
     for position, node in enumerate(walker.nodes[1:], start=1):
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        single = len(live) == 1 and isinstance(module, LAYERS)
+        dense = isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1
+        single = len(live) == 1 and dense
         if (node.op == "output" and len(live) == 1) or (single and layers >= LAYERS_PER_BLOCK):
             if modules and channels:
                 blocks.append(Block(start, position, tuple(modules), tuple(channels)))
@@ -52,7 +58,7 @@ def find_blocks(walker: Walker, model: nn.Module, outputs: Mapping[str, Sequence
         if isinstance(module, (*LAYERS, *NORMS)):
             modules.append(str(node.target))
         if isinstance(module, LAYERS):
-            layers, channels = layers + 1, outputs[str(node.target)]
+            layers, channels = layers + dense, outputs[str(node.target)]
         live = {value for value in {*live, node} if walker.last_use[value] > position and value.op != "get_attr"}
     return blocks
 
@@ -68,6 +74,7 @@ def reconstruct(
     steps: int = 200,
     learning_rate: float = 1e-3,
     step_samples: int = 64,
+    cache_mb: int = 2048,
     seed: int = 0,
 ) -> Repair:
     """Trains each block of the pruned network to put out what the unpruned one does, from input to output.
@@ -75,7 +82,10 @@ def reconstruct(
     A block reads what the pruned network feeds it; Adam lowers the mean squared error at its end, with batch norms in
     evaluation mode. Labels are not used, and no gradient crosses a block's border: block reconstruction as Li et al.,
     "BRECQ", ICLR 2021, section 3.2, do it for quantization. New weights are kept where the error on held-out samples
-    falls. One feature map of each network is kept for all images.
+    falls.
+
+    Memory: what a block reads and what it should put out, twice each, for as many images as `cache_mb` allows, and
+    what backpropagation through one block keeps for `step_samples` images.
 
     Args:
         pruned: changed in place, best after `compensate`; its modes are afterwards as before.
@@ -87,6 +97,7 @@ def reconstruct(
         steps: gradient steps per block.
         learning_rate: Adam's, falling to 0 along a cosine.
         step_samples: images per step.
+        cache_mb: memory for maps, in MiB; images whose maps do not fit are left out, which a note says.
         seed: of the order of the images.
 
     Raises:
@@ -98,14 +109,15 @@ def reconstruct(
     done: list[LayerRepair] = []
     with evaluating(pruned), evaluating(teacher):
         given, own = (_traced(model, graph.removed) for model in (teacher, pruned))
-        states = [({given.nodes[0]: images.to(device)}, {own.nodes[0]: images.to(device)}) for images, _ in batches]
         blocks, at = find_blocks(own, pruned, outputs), 1
+        images, notes = _fitting(batches, own, blocks, cache_mb << 20, device)
+        states = [({given.nodes[0]: part}, {own.nodes[0]: part}) for part in images]
         for count, block in enumerate(blocks, start=1):
             read, wanted = _advance((given, own), states, at, block)
             task = _Task(own, block, read, wanted)
             if task.fits():
                 errors = _train(task, pruned, steps, learning_rate, step_samples, generator)
-                _settle(task, pruned)
+                _settle(task, pruned, step_samples)
                 done.append(LayerRepair(block.modules[-1], "block", 0.0, *errors))
             with torch.no_grad():
                 for _, values in states:
@@ -113,7 +125,31 @@ def reconstruct(
             at = block.stop
             if on_step is not None:
                 on_step(count, len(blocks))
-    return Repair(tuple(done))
+    return Repair(tuple(done), notes)
+
+
+def _fitting(
+    batches: Batches, walker: Walker, blocks: Sequence[Block], cache_bytes: int, device: torch.device
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """The first images, as many as have maps at the borders of blocks that fit, and a note where some do not."""
+    given = [images for images, _ in batches if len(images)]
+    with torch.no_grad():
+        shapes = walker.shapes(given[0][:1].to(device))
+    sizes = [_entry(walker, block) for block in blocks], [walker.nodes[block.stop - 1] for block in blocks]
+    numbers = [[math.prod(shapes[walker.positions[node]] or ()) for node in nodes] for nodes in sizes]
+    largest = max((sum(pair) for pair in zip(*numbers, strict=True)), default=1)
+    count, total = cache_bytes // (COPIES * given[0].element_size() * largest), sum(map(len, given))
+    if count >= total:
+        return [part.to(device) for part in given], ()
+    if count < 1:
+        raise UserError(
+            f"cache_mb = {cache_bytes >> 20} holds the maps of no image; one takes "
+            f"{COPIES * given[0].element_size() * largest / 2**20:.0f} MiB"
+        )
+    kept = torch.cat(given)[:count].split(max(map(len, given)))
+    return [part.to(device) for part in kept], (
+        f"gradient steps see {count} of {total} images: cache_mb holds no more",
+    )
 
 
 def _traced(model: nn.Module, leaves: Collection[str]) -> Walker:
@@ -185,7 +221,7 @@ def _train(
     parameters = [p for name in task.block.modules for p in pruned.get_submodule(name).parameters()]
     leaves = [p.detach().clone() for p in parameters]
     states = [(p.requires_grad, p.grad) for p in parameters]
-    before = _mean_error(task, held_out)
+    before = _mean_error(task, held_out, step_samples)
     optimizer = torch.optim.Adam(parameters, lr=rate)
     order = train[:0]
     for step in range(steps):
@@ -202,7 +238,7 @@ def _train(
         optimizer.step()
     for parameter, (trainable, own) in zip(parameters, states, strict=True):
         parameter.requires_grad_(trainable).grad = own
-    after = _mean_error(task, held_out)
+    after = _mean_error(task, held_out, step_samples)
     if not after < before:
         after = before
         with torch.no_grad():
@@ -211,16 +247,15 @@ def _train(
     return before, after
 
 
-def _mean_error(task: _Task, index: Tensor) -> float:
+def _mean_error(task: _Task, index: Tensor, samples: int) -> float:
     total = 0.0
     with torch.no_grad():
-        for start in range(0, len(index), 256):
-            part = index[start : start + 256]
+        for part in index.split(samples):
             total += float(task.error(part)) * len(part)
     return total / len(index)
 
 
-def _settle(task: _Task, pruned: nn.Module) -> None:
+def _settle(task: _Task, pruned: nn.Module, samples: int) -> None:
     """Makes the statistics of the block's norms the true ones again, and the affine terms such that nothing changes.
 
     Training moved the weights under statistics that stood still; a later training in training mode would find others.
@@ -237,7 +272,7 @@ def _settle(task: _Task, pruned: nn.Module) -> None:
 
     handles = [norm.register_forward_pre_hook(note) for norm in norms]
     try:
-        _mean_error(task, torch.arange(len(task.read)))
+        _mean_error(task, torch.arange(len(task.read)), samples)
     finally:
         for handle in handles:
             handle.remove()
