@@ -1,133 +1,244 @@
-"""Accuracy without any training: criterion x widths x repair, on the CIFAR-10 ResNets.
+"""Accuracy without any training: criterion x widths x repair, and torch-pruning as it comes beside it.
 
-    INFOPRUNE_DATA=DATA python -m benchmarks.repair --depth 20 [--output NOTE.md]
+    INFOPRUNE_DATA=DATA python -m benchmarks.repair --network resnet20 [--output NOTE.md]
 
-`DATA` holds `cifar10/` and `weights/`. Inner widths of all blocks are cut: uniformly to 47 %, or as sensitivity says.
-Calibration images come from the training split, without labels; Taylor alone sees their labels. The test split is used
-once per row.
+`DATA` holds `cifar10/` or `nips2017/`, and `weights/`. Widths inside the blocks are cut: uniformly, or as sensitivity
+says, which for `response_information` are those of all groups that it ranks. Calibration images are never those of the
+test split, and come without labels; Taylor alone sees their labels. The test split is used once per row.
 """
 
 import argparse
 import copy
-import os
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.information.machine import header
+from infoprune import checkpoint
 from infoprune.analyses.baselines import L2, Random, Taylor
-from infoprune.artifacts import ChannelGraph, GroupPlan, Plan
-from infoprune.datasets import cifar10
-from infoprune.models import cifar_resnet
+from infoprune.analyses.response_information import ResponseInformation
+from infoprune.artifacts import ChannelGroup, GroupPlan, ModelReference, Plan
 from infoprune.observing import analyze
+from infoprune.planning.sensitivity import allocate
+from infoprune.profiling import count_macs
 from infoprune.pruning import channel_graph, prune
 from infoprune.repairing import repair
-from infoprune.repairing.probing import measure_sensitivity
-from infoprune.planning.sensitivity import allocate
+from infoprune.repairing.probing import SHARES, measure_sensitivity
+from infoprune.repairing.reconstructing import reconstruct
+from infoprune.splits import Data
 from infoprune.training import evaluate
 
-WEIGHTS = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
-UNIFORM = 0.47
+Batches = list[tuple[Tensor, Tensor]]
 
 
-def load_model(depth: int, folder: Path) -> nn.Module:
-    """A pretrained CIFAR ResNet of akamaster/pytorch_resnet_cifar10."""
-    model = cifar_resnet.build(depth=depth)
-    stored = torch.load(folder / WEIGHTS[depth], map_location="cpu", weights_only=True)["state_dict"]
-    missing = model.load_state_dict(
-        {name.removeprefix("module."): value for name, value in stored.items()}, strict=False
-    )
-    assert not missing.unexpected_keys
-    return model.eval()
+@dataclass(frozen=True)
+class Network:
+    """A published network, what it is calibrated and tested on, and where it is cut.
+
+    Attributes:
+        reference, weights, data, options: what a recipe would say.
+        inner: how the names of the groups inside its blocks end.
+        few: calibration images that sensitivity is measured on.
+        uniform: share of their widths that the uniform cut leaves.
+        shares: widths at which sensitivity is measured.
+    """
+
+    reference: ModelReference
+    weights: str
+    data: str
+    options: dict[str, str]
+    inner: str
+    uniform: float
+    few: int = 512
+    shares: tuple[float, ...] = SHARES
+
+    def calibration(self, data: Data, images: int) -> Batches:
+        """Images of the training split; of the 500 of nips2017 that are not for testing, those for validation too."""
+        if self.data == "nips2017":
+            return [*data.batches("train", batch_size=50), *data.batches("validation", batch_size=50)][: images // 50]
+        return [batch for batch, _ in zip(data.batches("train", seed=0), range(images // 128), strict=False)]
 
 
-def cut(
-    model: nn.Module, graph: ChannelGraph, scores: dict[str, Tensor], widths: dict[str, int]
-) -> tuple[nn.Module, Plan]:
-    """The network with the best channels of each group."""
-    kept = {name: tuple(sorted(scores[name].topk(width).indices.tolist())) for name, width in widths.items()}
-    full = {group.name: group.width for group in graph.groups}
-    groups = tuple(GroupPlan(n, k, full[n], len(k), 0, 0, "benchmark") for n, k in kept.items())
-    plan = Plan(groups, {}, graph.macs({}), graph.macs(widths), graph.input_shape)
-    return prune(model, plan), plan
+NETWORKS = {
+    **{
+        f"resnet{depth}": Network(
+            ModelReference("cifar_resnet", {"depth": depth}), f"weights/{file}", "cifar10", {}, ".conv1", 0.47
+        )
+        for depth, file in ((20, "resnet20-12fca82f.th"), (56, "resnet56-4bfd9763.th"))
+    },
+    "mobilenet_v2": Network(
+        ModelReference("mobilenet_v2", {"folded": True, "padding": "same"}),
+        "weights/mobilenet_v2_int8.pth",
+        "nips2017",
+        {"normalisation": "symmetric"},
+        ".conv.0.0",
+        0.735,
+        150,
+        (0.8, 0.65, 0.5, 0.35),
+    ),
+}
 
 
 class Bench:
     """One network with its data, scores and sensitivities."""
 
-    def __init__(self, depth: int, images: int) -> None:
-        root = Path(os.environ["INFOPRUNE_DATA"])
-        self.model = load_model(depth, root / "weights")
-        self.graph = channel_graph(self.model, torch.zeros(1, 3, 32, 32))
-        data = cifar10.load()
-        self.calibration = [b for b, _ in zip(data.batches("train", seed=0), range(images // 128), strict=False)]
-        self.test = data.batches("test", batch_size=500)
-        self.inner = {g.name: g.width for g in self.graph.groups if g.name.endswith(".conv1")}
-        findings = analyze(self.model, self.calibration, [L2(), Random(), Taylor()], layers=list(self.inner))
-        self.scores = {finding.analysis: dict(finding.importance) for finding in findings}
+    def __init__(self, network: Network, images: int, criteria: Sequence[str], state: Path | None) -> None:
+        self.network = network
+        self.model = checkpoint.build(network.reference, network.weights)
+        data = checkpoint.load_data(network.data, network.options)
+        self.calibration = network.calibration(data, images)
+        self.test = data.batches("test", batch_size=100)
+        self.example = self.calibration[0][0][:1]
+        self.graph = channel_graph(self.model, self.example)
+        self.inner = {g.name: g.width for g in self.graph.groups if g.name.endswith(network.inner) and not g.refusal}
+        known = {"l2": L2(), "taylor": Taylor(), "response_information": ResponseInformation(positions=64)}
+        known |= {f"random{seed}": Random(seed=seed) for seed in range(10)}
+        self.state = state
+        kept = torch.load(state, weights_only=True) if state and state.exists() else {}
+        self.scores: dict[str, dict[str, Tensor]] = kept.get("scores", {})
+        self.tables: dict[str, dict[str, dict[int, float]]] = kept.get("tables", {})
+        self.seconds: dict[str, float] = kept.get("seconds", {})
+        wanted = [name for name in dict.fromkeys(criteria) if name not in self.scores]
+        start = time.perf_counter()
+        findings = analyze(self.model, self.calibration, [known[name] for name in wanted])
+        self.scores |= {name: dict(finding.importance) for name, finding in zip(wanted, findings, strict=True)}
+        if wanted:
+            self.keep(f"scoring by {', '.join(wanted)}", start)
         start = time.perf_counter()
         evaluate(self.model, self.calibration)
         self.forward = time.perf_counter() - start
-        self.table: dict[str, dict[int, float]] = {}
-        self.sensitivity_seconds = 0.0
 
-    def widths(self, budget: float) -> dict[str, int]:
-        """Uniform for a budget of 0, else from sensitivity measured with L2 ranking."""
+    def keep(self, what: str, start: float) -> None:
+        """Notes how long it took, and keeps scores and sensitivities for a later call."""
+        self.seconds[what] = time.perf_counter() - start
+        if self.state:
+            torch.save({"scores": self.scores, "tables": self.tables, "seconds": self.seconds}, self.state)
+
+    def row(self, kept_by: str, widths: str, model: nn.Module, method: str, seconds: float) -> str:
+        """One line of the note; the only place where test images are looked at."""
+        fewer = count_macs(self.model, self.example) / count_macs(model, self.example)
+        accuracy = 100 * evaluate(model, self.test).accuracy
+        line = (
+            f"| {kept_by} | {widths} | {fewer:.2f} | {method} | {accuracy:.2f} | {seconds:.1f} | "
+            f"{seconds / self.forward:.1f} |"
+        )
+        print(line, flush=True)
+        return line
+
+    def widths(self, criterion: str, budget: float) -> dict[str, int]:
+        """Uniform for a budget of 0, else from sensitivity measured with that ranking."""
         if not budget:
-            return {name: round(UNIFORM * width) for name, width in self.inner.items()}
-        if not self.table:
+            return {name: round(self.network.uniform * width) for name, width in self.inner.items()}
+        if criterion not in self.tables:
             start = time.perf_counter()
-            self.table = measure_sensitivity(self.model, self.graph, self.scores["l2"], self.calibration[:4])
-            self.sensitivity_seconds = time.perf_counter() - start
-        return allocate(self.table, self.graph, 1 / budget)
+            # Of all groups that it ranks: those that cost too much to cut keep their widths by themselves.
+            scores = {g.name: self.scores[criterion][g.name] for g in self.graph.groups if self._ranked(g, criterion)}
+            few = self.calibration[: self.network.few // len(self.calibration[0][0])]
+            table = measure_sensitivity(self.model, self.graph, scores, few, shares=self.network.shares)
+            self.tables[criterion] = table
+            self.keep(f"sensitivity, {criterion}", start)
+        return allocate(self.tables[criterion], self.graph, 1 / budget)
 
-    def rows(self, criterion: str, budget: float, methods: Sequence[str]) -> list[str]:
-        """One line of the note per repair."""
-        smaller, plan = cut(self.model, self.graph, self.scores[criterion], self.widths(budget))
-        lines = []
+    def _ranked(self, group: ChannelGroup, criterion: str) -> bool:
+        return not group.refusal and group.name in self.scores[criterion]
+
+    def repaired(self, criterion: str, budget: float, methods: Sequence[str], steps: int) -> list[str]:
+        """Cut by a criterion: one line of the note per repair."""
+        widths, scores = self.widths(criterion, budget), self.scores[criterion]
+        kept = {name: tuple(sorted(scores[name].topk(width).indices.tolist())) for name, width in widths.items()}
+        full = {group.name: group.width for group in self.graph.groups}
+        groups = tuple(GroupPlan(n, k, full[n], len(k), 0, 0, "benchmark") for n, k in kept.items())
+        plan = Plan(groups, {}, self.graph.macs({}), self.graph.macs(widths), self.graph.input_shape)
+        smaller, lines = prune(self.model, plan), []
+        mended, before = smaller, 0.0
         for method in methods:
-            model = copy.deepcopy(smaller)
-            start = time.perf_counter()
-            repair(model, self.model, self.graph, plan.kept(), self.calibration, method=method)
+            model, start = copy.deepcopy(smaller), time.perf_counter()
+            arguments = (self.model, self.graph, plan.kept(), self.calibration)
+            if method == "reconstruct" and "compensate" in methods[: methods.index(method)]:
+                # What `repair` does, without doing its first half again.
+                model, start = mended, start - before
+                reconstruct(model, *arguments, steps=steps)
+            else:
+                repair(model, *arguments, method=method, steps=steps)  # type: ignore[arg-type]
             seconds = time.perf_counter() - start
-            accuracy = 100 * evaluate(model, self.test).accuracy
-            widths = "measured" if budget else "uniform"
-            lines.append(
-                f"| {criterion} | {widths} | {plan.macs_before / plan.macs_after:.2f} | {method} | {accuracy:.2f} | "
-                f"{seconds:.1f} | {seconds / self.forward:.1f} |"
-            )
-            print(lines[-1], flush=True)
+            lines.append(self.row(criterion, "measured" if budget else "uniform", model, method, seconds))
+            if method == "compensate":
+                mended, before = model, seconds
         return lines
+
+    def as_it_comes(self, name: str, budget: float) -> str:
+        """torch-pruning's own pruner with its own defaults: all groups but the logits at one ratio, no repair."""
+        start = time.perf_counter()
+        base = copy.deepcopy(self.model)
+        if name == "taylor":
+            for images, labels in self.calibration:
+                F.cross_entropy(base(images), labels).backward()
+        low, high, target = 0.0, 1.0, count_macs(base, self.example) / budget
+        best = base
+        for _ in range(8):  # its ratio is one of channels, so that the one for a budget has to be searched
+            ratio = (low + high) / 2
+            model = copy.deepcopy(base)
+            for own, given in zip(model.parameters(), base.parameters(), strict=True):
+                own.grad = None if given.grad is None else given.grad.clone()
+            importance = (
+                tp.importance.TaylorImportance() if name == "taylor" else tp.importance.MagnitudeImportance(p=2)
+            )
+            last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+            tp.pruner.MagnitudePruner(
+                model, self.example, importance=importance, pruning_ratio=ratio, ignored_layers=[last]
+            ).step()
+            if count_macs(model, self.example) <= target:
+                high, best = ratio, model
+            else:
+                low = ratio
+        return self.row(f"torch-pruning, {name}", "its own", best.eval(), "none", time.perf_counter() - start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depth", type=int, choices=sorted(WEIGHTS), default=20)
-    parser.add_argument("--images", type=int, default=1024, help="calibration images, 128 a batch")
-    parser.add_argument("--criteria", nargs="+", default=["l2", "taylor", "random"], help="for uniform widths")
-    parser.add_argument("--budgets", nargs="*", type=float, default=[2.1, 2.6], help="for measured widths, L2 ranking")
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet20")
+    parser.add_argument("--images", type=int, default=1024, help="calibration images, at most")
+    parser.add_argument("--criteria", nargs="*", default=["l2", "taylor", "random0", "random1", "random2"])
+    parser.add_argument("--measured", default="l2", help="criterion at measured widths")
+    parser.add_argument("--budgets", nargs="*", type=float, default=[2.1, 2.6], help="fewer MACs, measured widths")
     parser.add_argument("--methods", nargs="+", default=["none", "batch_norm", "compensate", "reconstruct"])
+    parser.add_argument("--control-methods", nargs="+", default=["none", "compensate"], help="at uniform widths")
+    parser.add_argument("--plain", nargs="*", type=float, default=[2.1], help="fewer MACs, torch-pruning as it comes")
+    parser.add_argument("--steps", type=int, default=200, help="of reconstruct, per block")
+    parser.add_argument("--state", type=Path, help="file that keeps scores and sensitivities from call to call")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bench = Bench(options.depth, options.images)
-    given = f"--depth {options.depth} --images {options.images} --criteria {' '.join(options.criteria)}"
-    given += f" --budgets {' '.join(map(str, options.budgets))} --methods {' '.join(options.methods)}"
-    lines = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.repair {given} --threads {options.threads}")
-    lines += ["| filters kept by | inner widths | fewer MACs | repair | test accuracy | s | forward passes |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    needed = [*options.criteria, *([options.measured] if options.budgets else [])]
+    bench = Bench(NETWORKS[options.network], options.images, needed, options.state)
+    lines = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.repair {' '.join(sys.argv[1:])}")
+    lines += ["| filters kept by | widths | fewer MACs | repair | test accuracy | s | forward passes |"]
+    lines += ["|---|---|---|---|---|---|---|", bench.row("all", "full", bench.model, "none", 0.0)]
+
+    def write(line: str) -> None:
+        lines.append(line)
+        if options.output:  # after each row, so that a run that is ended has its rows
+            options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
     for budget in options.budgets:
-        lines += bench.rows("l2", budget, options.methods)
+        for line in bench.repaired(options.measured, budget, options.methods, options.steps):
+            write(line)
+    for budget in options.plain:
+        for name in ("l2", "taylor"):
+            write(bench.as_it_comes(name, budget))
     for criterion in options.criteria:
-        lines += bench.rows(criterion, 0, options.methods)
-    lines += ["", f"Sensitivity: {bench.sensitivity_seconds:.0f} s on 512 images. One forward pass of the unpruned"]
-    lines += [f"network over the calibration images: {bench.forward:.2f} s."]
-    if options.output:
-        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for line in bench.repaired(criterion, 0, options.control_methods, options.steps):
+            write(line)
+    took = "; ".join(f"{what}: {seconds:.0f} s" for what, seconds in bench.seconds.items())
+    write(f"\n{took}. One forward pass of the unpruned network over\nthe calibration images: {bench.forward:.2f} s.")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def _fitting(
             f"cache_mb = {cache_bytes >> 20} holds the maps of no image; one takes "
             f"{COPIES * given[0].element_size() * largest / 2**20:.0f} MiB"
         )
-    kept = torch.cat(given)[:count].split(max(map(len, given)))
+    whole, size = torch.cat(given), max(map(len, given))
+    kept = [whole[start : min(start + size, count)] for start in range(0, count, size)]
     return [part.to(device) for part in kept], (
         f"gradient steps see {count} of {total} images: cache_mb holds no more",
     )
@@ -250,7 +251,8 @@ def _train(
 def _mean_error(task: _Task, index: Tensor, samples: int) -> float:
     total = 0.0
     with torch.no_grad():
-        for part in index.split(samples):
+        for start in range(0, len(index), samples):
+            part = index[start : start + samples]
             total += float(task.error(part)) * len(part)
     return total / len(index)
 
