@@ -38,7 +38,9 @@ class Choosing(Workspace):
         if "analyze" in self._told:
             return
         self._told.add("analyze")
-        made_from = {name: self._made_from(options) for name, options in self.settings.analyses.items()}
+        made_from = {
+            name: self._made_from(options) for name, options in self.settings.analyses.items() if name in self._analyses
+        }
         stale: dict[str, Analysis] = {
             name: analysis
             for name, analysis in self._analyses.items()
@@ -68,14 +70,14 @@ class Choosing(Workspace):
 
     def findings(self) -> list[Finding]:
         """What all analyses of the recipe found."""
-        paths = [self._finding_file(name) for name in self.settings.analyses]
+        paths = [self._finding_file(name) for name in self._analyses]
         return [from_json(store.read_json(path), Finding, str(path)) for path in paths]
 
     def plan(self) -> None:
         """Chooses the channels to keep and writes `plan.json`, which may be edited by hand afterwards."""
         self.analyze()
         path, options = self.out / "plan.json", dict(self.settings.verbs["plan"])
-        inputs = [self._finding_file(name) for name in self.settings.analyses]
+        inputs = [self._finding_file(name) for name in self._analyses]
         if isinstance(options["masks"], str):
             found = checkpoint.find_file(options["masks"], self.settings.folder)
             options["masks"] = read_masks(found)
@@ -111,7 +113,7 @@ class Choosing(Workspace):
         graph, asked = self.graph_of(self._removed()), options["latency"]
         timings = self._timings() if asked is not None else None
         predict = None if timings is None else lambda widths: timings.predict(graph, widths)
-        found = plan(self.findings(), graph, self._sensitivity(), predict, **options)
+        found = plan(self.findings(), graph, self.sensitivity(), predict, **options)
         if timings is None or asked is None:
             return found
         images, target = self.calibration[0][0][: timings.batch], asked
@@ -121,7 +123,7 @@ class Choosing(Workspace):
             if taken <= 1.02 * asked * whole:
                 break
             target *= asked * whole / taken
-            found = plan(self.findings(), graph, self._sensitivity(), predict, **{**options, "latency": target})
+            found = plan(self.findings(), graph, self.sensitivity(), predict, **{**options, "latency": target})
         taken = measure_latency(prune(self.base, found), images).median
         note = f"measured: {taken:.3g} ms of {whole:.3g} ms ({taken / whole:.1%}) for a batch of {timings.batch}"
         if taken > 1.02 * asked * whole:
@@ -152,7 +154,7 @@ class Choosing(Workspace):
     def _choose_blocks(self) -> Path:
         """Decides, if analyses name any or the recipe does, which blocks go; `depth.json` keeps what was tried."""
         path, options = self.out / "depth.json", self.settings.verbs["depth"]
-        inputs = [self._finding_file(name) for name in self.settings.analyses]
+        inputs = [self._finding_file(name) for name in self._analyses]
         made_from = self._made_from({**options, "repair": self.settings.verbs["repair"]}, *inputs)
         trials = self.out / ".depth.json"
 
@@ -171,6 +173,11 @@ class Choosing(Workspace):
 
         self._step("depth", path, made_from, make)
         return path
+
+    def confirmed_blocks(self) -> tuple[dict[str, float], tuple[str, ...], float]:
+        """What validation says of the blocks that analyses name: accuracies tried, blocks that go, and the base's."""
+        found = store.read_json(self._choose_blocks())
+        return found["tried"], tuple(found["removed"]), found["base"]
 
     def _removed(self) -> tuple[str, ...]:
         path = self.out / "depth.json"
@@ -223,11 +230,11 @@ class Choosing(Workspace):
         self._step("sensitivity", path, made_from, make)
         return path
 
-    def _sensitivity(self) -> dict[str, dict[int, float]] | None:
-        path = self.out / "sensitivity.json"
+    def sensitivity(self) -> dict[str, dict[int, float]]:
+        """Per group, width -> loss, as measured; empty where the plan needs none."""
         if self.settings.verbs["plan"]["allocation"] != "sensitivity":
-            return None
-        losses = store.read_json(path).get("losses", {})
+            return {}
+        losses = store.read_json(self.out / "sensitivity.json").get("losses", {})
         return {group: {int(width): loss for width, loss in row.items()} for group, row in losses.items()}
 
     def _measure_timings(self) -> Path:

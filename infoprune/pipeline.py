@@ -151,7 +151,7 @@ class Run(Choosing):
         self.evaluate()
         self.export()
         page, index = self.out / "report.html", self.out / "report.json"
-        findings = [self._finding_file(name) for name in self.settings.analyses]
+        findings = [self._finding_file(name) for name in self._analyses]
         inputs = (*findings, self.out / "plan.json", self.out / "metrics.json", self.out / "export" / "export.json")
         made_from = self._made_from({"recipe": self.settings.recipe.text}, *inputs)
 

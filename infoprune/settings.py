@@ -65,11 +65,13 @@ class CalibrationOptions:
         batches: number of batches.
         batch_size: samples per batch; entropy estimates depend on it, 128 is the papers'.
         split: where they come from; the test split would make the final figure worthless and is refused.
+        labels: whether analyses may see the labels; without them those that need labels are left out.
     """
 
     batches: int = 8
     batch_size: int = 128
     split: SplitName = "train"
+    labels: bool = True
 
     def __post_init__(self) -> None:
         if self.batches < 1 or self.batch_size < 2:

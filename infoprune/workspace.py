@@ -63,9 +63,12 @@ class Workspace:
         self.out = Path(out)
         self.progress: Progress = progress or Silence()
         # Made now, so that what their constructors refuse is refused before anything is loaded.
-        self._analyses: dict[str, Analysis] = {
+        made: dict[str, Analysis] = {
             name: registry.find("analyses", name)(**options) for name, options in self.settings.analyses.items()
         }
+        blind = [] if self.settings.calibration.labels else [name for name, each in made.items() if each.needs_labels]
+        self._analyses = {name: analysis for name, analysis in made.items() if name not in blind}
+        self.left_out = dict.fromkeys(blind, "it needs labels, and [calibration] labels = false")
         for verb in SEEDED:
             check_options(**self.settings.verbs[verb])
         self._models: dict[str, nn.Module] = {}

@@ -22,7 +22,7 @@ def call(*arguments: str | Path) -> Result:
 def test_help_is_a_map_of_the_job() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    listed = ["run", "train", "check-estimator", "options", "recipes", *cli.STEPS]
+    listed = ["run", "train", "inspect", "widths", "depth", "check-estimator", "options", "recipes", *cli.STEPS]
     assert all(f"\n  {name} " in result.output for name in listed)
 
 

@@ -37,6 +37,7 @@ FLOORS = {
     "settings": 4,
     "workspace": 5,
     "choosing": 6,
+    "advising": 7,
     "pipeline": 7,
     "cli": 8,
     "__main__": 9,
@@ -45,7 +46,6 @@ FLOORS = {
 ANNEXES = {
     "cutting": "pruning",
     "grouping": "pruning",
-    "tables": "cli",
     "timing": "profiling",
     "narrowing": "checkpoint",
 }

@@ -130,11 +130,17 @@ class DataProcessing:
             for name in order
             if name in saturated
         ]
-        removable = [
-            block
-            for block, ends in self.blocks().items()
-            if ends is not None and not set(ends) & saturated and self._idle(*ends)
-        ]
+        removable = []
+        for block, ends in self.blocks().items():
+            if ends is not None and not set(ends) & saturated:
+                loss, gain = self._between(*ends)
+                measures[block] = {
+                    **measures.get(block, {}),
+                    "block: loss of I(X;T)": loss,
+                    "block: gain of I(T;Y)": gain,
+                }
+                if _idle(loss) and _idle(gain):
+                    removable.append(block)
         return Finding(self.name, removable=tuple(removable), measures=measures, flags=tuple(flags))
 
     def _interval(self, values: list[float]) -> Interval:
@@ -159,18 +165,22 @@ class DataProcessing:
             measures[place][f"{kind} drop"] = _measure(found, len(drop))
             measures[place][f"{kind} violated"] = Measure(torch.tensor(float(found.high < 0)), unit="yes or no")
 
-    def _idle(self, before: str, after: str) -> bool:
-        """Whether neither the loss of I(X;T) nor the gain of I(T;Y) is above the noise; one batch shows no noise."""
+    def _between(self, before: str, after: str) -> tuple[Measure, Measure]:
+        """What is lost of I(X;T) and gained of I(T;Y) between two layers, both less their chance value."""
         first, second = self._layers[before], self._layers[after]
-        if len(first.input) < 2:
-            return False
         loss = _difference(first.input_debiased, second.input_debiased)
         gain = _difference(second.label_debiased, first.label_debiased)
-        return not bool(self._interval(loss).low > 0) and not bool(self._interval(gain).low > 0)
+        found = [_measure(self._interval(each), len(each)) for each in (loss, gain)]
+        return found[0], found[1]
 
     def blocks(self) -> dict[str, tuple[str, str] | None]:
         """Blocks that could be removed, with what was observed before and at their end, if anything was."""
         return _candidates(list(reversed(self._layers)), self._layers)
+
+
+def _idle(change: Measure) -> bool:
+    """Whether a change is not above the noise; one batch shows no noise."""
+    return change.low is not None and not bool(change.low > 0)
 
 
 class _Once:

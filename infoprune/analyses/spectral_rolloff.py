@@ -44,7 +44,7 @@ class SpectralRolloff(RunningByLayer):
     the network's input brought to the layer's size by 2x2 max-pools alone. The second baseline, the same architecture
     with random weights, is this analysis run on such a model. Importance is the negative SROP of each filter, averaged
     over samples: the paper's own claim, that useful information is what survives downscaling; heuristic. So is the
-    recommended width, the number of filters at or below the baseline.
+    recommended width, the number of filters at or below the baseline, if any is.
 
     The paper leaves open magnitude or power, ring sum or mean, whether the mean counts, m or m + 1 bins, and what
     normalises. "paper" is what fits its Table 2 best: magnitude, ring mean, without the mean, m bins, over the
@@ -141,7 +141,8 @@ class SpectralRolloff(RunningByLayer):
             importance[name] = torch.where(mean.isnan(), -2.0, -mean)
             units = dict.fromkeys(running.names(), f"share of the {self.choice.normalizer}'s frequencies")
             measures[name] = running.measures({**units, "constant maps": "share of maps", "width": "filters"})
-            widths[name] = max(1, math.ceil(float(running.mean("width")) - 1e-9))
+            if float(running.mean("width")) >= 1:  # where no filter is, the baseline tells nothing apart
+                widths[name] = math.ceil(float(running.mean("width")) - 1e-9)
             constant = float(running.mean("constant maps"))
             if constant > 0:
                 never = int(running.undefined("SROP per filter").sum())

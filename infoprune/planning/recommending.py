@@ -146,9 +146,9 @@ def recommend(findings: Sequence[Finding], graph: ChannelGraph, constraints: Con
             reason = "no analysis recommends a width here"
         elif not reason and given is not None:
             width = min(group.width, max(constraints.floor(group), up(given.width, constraints.step(group))))
-            reason = f"median of {', '.join(f'{name} {own}' for name, own in given.by.items())}"
+            reason = f"median of {len(given.by)}" if len(given.by) > 1 else f"as {next(iter(given.by))} says"
             if width != given.width:
-                reason += f", {given.width}, brought to what the constraints allow"
+                reason += f" ({given.width}), brought to what the constraints allow"
         less = graph.cost({group.name: width})
         layers = tuple(member.layer for member in group.members if member.side == "out" and member.layer in weighted)
         rows.append(

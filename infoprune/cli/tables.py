@@ -1,0 +1,212 @@
+"""What a run leaves, as tables for a terminal."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from infoprune.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from infoprune.advising import BlockAdvice, DepthAdvice, WidthAdvice
+    from infoprune.artifacts import ChannelGraph, Measure, ModelReference, StageMetrics
+    from infoprune.pipeline import Run
+    from infoprune.planning.constraints import Room
+    from infoprune.planning.recommending import Opinion, Recommendation
+
+
+def stage_table(metrics: "dict[str, StageMetrics]") -> Table:
+    """One row per stage, relative to the first."""
+    table = Table("", "accuracy", "parameters", "MACs", "file", "latency", box=box.SIMPLE)
+    first = next(iter(metrics.values()))
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "right" if column.header else "left"
+    for stage, row in metrics.items():
+        time = row.latency_ms
+        table.add_row(
+            stage,
+            f"{row.accuracy:.2%}",
+            f"{_short(row.parameters)} {row.parameters / first.parameters:.0%}",
+            f"{_short(row.macs)} {row.macs / first.macs:.1%}",
+            f"{_short(row.bytes)}B",
+            _time(time.median, time.iqr / 2),
+        )
+    time = first.latency_ms
+    table.caption = (
+        f"test split; MACs per sample; latency of one forward pass: median ± half the IQR, batch {time.batch}, "
+        f"{time.device}, {time.threads} threads"
+    )
+    return table
+
+
+def _time(median: float, half: float) -> str:
+    """As many decimals as leave three digits or so.
+
+    >>> _time(0.8217, 0.021), _time(304.14, 55.5)
+    ('0.82 ± 0.02 ms', '304 ± 56 ms')
+    """
+    decimals = 2 if median < 10 else 1 if median < 100 else 0
+    return f"{median:.{decimals}f} ± {half:.{decimals}f} ms"
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit, so that the table fits a terminal of 80 columns.
+
+    >>> _short(3287116), _short(712)
+    ('3.29 M', '712 ')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} "
+
+
+def plan_table(job: "Run") -> Table:
+    """One row per channel group."""
+    table = Table("group", "width", "MACs of its layers", "why")
+    for group in job.planned.groups:
+        table.add_row(
+            group.group,
+            f"{group.width_before} → {group.width_after}",
+            f"{group.macs_before:,} → {group.macs_after:,}",
+            group.reason,
+        )
+    for name, reason in job.planned.refused.items():
+        table.add_row(name, "whole", "", reason)
+    table.caption = "; ".join(job.planned.notes)
+    return table
+
+
+def explained(job: "Run", name: str) -> Table:
+    """All that is known of one channel group: its layers, what analyses say, and why it is as wide as it is."""
+    plan, graph = job.planned, job.graph_of(job.planned.removed)
+    groups = {group.name: group for group in graph.groups}
+    owners = {member.layer: group.name for group in graph.groups for member in group.members if member.side == "out"}
+    name = name if name in groups else owners.get(name, name)
+    if name not in groups:
+        raise UserError(f"the model has no channel group or layer '{name}'{did_you_mean(name, [*groups, *owners])}")
+    group = groups[name]
+    table = Table("", "", title=name, box=box.SIMPLE, show_header=False)
+    cut = next((entry for entry in plan.groups if entry.group == name), None)
+    sides = {side: [member.layer for member in group.members if member.side == side] for side in ("out", "in")}
+    table.add_row("channels put out by", escape(", ".join(sides["out"])))
+    table.add_row("read by", escape(", ".join(sides["in"]) or "nobody"))
+    if group.partitions > 1:
+        table.add_row("equal parts", str(group.partitions))
+    if cut is None:
+        table.add_row("width", f"{group.width}, whole: {escape(plan.refused.get(name, 'not in the plan'))}")
+    else:
+        table.add_row("width", f"{cut.width_before} → {cut.width_after}")
+        table.add_row("MACs of its layers", f"{cut.macs_before:,} → {cut.macs_after:,}")
+        table.add_row("why", escape(cut.reason))
+        table.add_row("kept", escape(str(list(cut.kept))))
+    for finding in job.findings():
+        for layer in sides["out"]:
+            said = [f"width {finding.widths[layer]}"] if layer in finding.widths else []
+            said += [f"{flag.kind}: {flag.reason}" for flag in finding.flags if flag.layer == layer]
+            said += [
+                f"{figure} {_measured(each)}"
+                for figure, each in finding.measures.get(layer, {}).items()
+                if each.value.dim() == 0
+            ]
+            if said:
+                table.add_row(f"{finding.analysis}, {layer}", escape("; ".join(said)))
+    for width, loss in sorted((job.sensitivity().get(name) or {}).items()):
+        table.add_row(f"loss at width {width}", f"{loss:.4g} nats (Kullback-Leibler, cut alone and repaired)")
+    return table
+
+
+def rooms_table(rooms: "list[Room]", graph: "ChannelGraph") -> Table:
+    """One row per channel group, before anything is cut."""
+    whole = graph.unpruned
+    table = Table("group", "width", "least", "MACs", "saves at least width", "", box=box.SIMPLE)
+    table.columns[0].no_wrap = table.columns[4].no_wrap = True
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for room in rooms:
+        saved = f"{room.saves_macs / whole.macs:.1%} MACs, {room.saves_parameters / max(1, whole.parameters):.1%} par."
+        table.add_row(
+            escape(room.group),
+            str(room.width),
+            "" if room.refusal else str(room.floor),
+            _short(room.macs).strip(),
+            "" if room.refusal else saved,
+            escape(f"stays whole: {room.refusal}") if room.refusal else "",
+        )
+    least = graph.cost({room.group: room.floor for room in rooms})
+    table.caption = (
+        f"{_short(whole.macs)}MACs per sample (a layer between two groups counts in both), {_short(whole.parameters)}"
+        f"parameters, {_short(whole.bytes)}B; at the least widths {least.macs / whole.macs:.1%} of the MACs and "
+        f"{least.parameters / max(1, whole.parameters):.1%} of the parameters"
+    )
+    return table
+
+
+def widths_table(advice: "WidthAdvice") -> Table:
+    """One row per channel group: what each analysis says, and what to make of it."""
+    table = Table("group", "width", "said by", "recommended", "saves", box=box.SIMPLE)
+    table.columns[0].no_wrap = table.columns[2].no_wrap = table.columns[4].no_wrap = True
+    for row in advice.groups:
+        said = "\n".join(_opinion(opinion) for opinion in row.opinions)
+        saves = _saves(row, advice) if row.saves_macs else ""
+        recommended = f"[bold]{row.recommended}[/]" if row.recommended != row.width else str(row.recommended)
+        table.add_row(escape(row.group), str(row.width), escape(said), f"{recommended} {escape(row.reason)}", saves)
+    table.caption = _totals(advice.macs, advice.parameters) + _built(advice.model) + _left_out(advice.left_out)
+    return table
+
+
+def depth_table(advice: "DepthAdvice") -> Table:
+    """One row per block that could be left out."""
+    table = Table("block", "measured between its ends", "recommended", "saves", box=box.SIMPLE)
+    for row in advice.blocks:
+        figures = "\n".join(
+            f"{name.removeprefix('block: ')} {_measured(each)} {each.unit}" for name, each in row.figures.items()
+        )
+        verdict = f"[bold]{'remove' if row.recommended else 'keep'}[/]: {escape(row.reason)}"
+        table.add_row(escape(row.block), escape(figures), verdict, _saves(row, advice))
+    notes = "".join(f"\n{escape(note)}" for note in advice.notes)
+    if not advice.blocks:
+        notes += "\nno analysis of this recipe looks for blocks; data_processing does"
+    table.caption = _totals(advice.macs, advice.parameters) + _built(advice.model) + notes + _left_out(advice.left_out)
+    return table
+
+
+def _saves(row: "Recommendation | BlockAdvice", advice: "WidthAdvice | DepthAdvice") -> str:
+    """What a row alone saves of the whole network."""
+    macs, parameters = row.saves_macs / advice.macs[0], row.saves_parameters / max(1, advice.parameters[0])
+    return f"{macs:.1%} MACs\n{parameters:.1%} par."
+
+
+def _opinion(opinion: "Opinion") -> str:
+    width = "none" if opinion.width is None else str(opinion.width)
+    interval = "" if opinion.low is None or opinion.high is None else f" [{opinion.low:.3g}, {opinion.high:.3g}]"
+    return f"{opinion.analysis} {width}{interval}" + (" (flagged)" if opinion.flag else "")
+
+
+def _measured(measure: "Measure") -> str:
+    value = f"{float(measure.value):.4g}"
+    if measure.low is None or measure.high is None:
+        return value
+    return f"{value} [{float(measure.low):.4g}, {float(measure.high):.4g}]"
+
+
+def _totals(macs: tuple[int, int], parameters: tuple[int, int]) -> str:
+    return (
+        f"all of it: {_short(macs[0])}→ {_short(macs[1])}MACs ({macs[1] / max(1, macs[0]):.1%}), "
+        f"{_short(parameters[0])}→ {_short(parameters[1])}parameters ({parameters[1] / max(1, parameters[0]):.1%})"
+    )
+
+
+def _built(model: "ModelReference | None") -> str:
+    if model is None:
+        return "\nthis model family takes no such widths as arguments"
+    rows = "\n".join(f"{name} = {json.dumps(value)}" for name, value in model.arguments.items())
+    return escape(f'\nto build it:\n[model]\nname = "{model.name}"\n{rows}')
+
+
+def _left_out(names: "Mapping[str, str]") -> str:
+    return "".join(f"\nleft out: {name} ({reason})" for name, reason in names.items())
