@@ -101,11 +101,13 @@ class Kernels:
         """Gram matrix of a set of filters' maps, `samples x filters [x height x width]`, as one variable.
 
         With widths that are equal up to each filter's own scale, the product of the RBF matrices is the RBF matrix of
-        the concatenated maps: one product of matrices in place of one per filter.
+        the concatenated maps: one product of matrices in place of one per filter. Widened, the set has the width of
+        one variable of all its entries (Tapia and Estévez, 2020): σ·√C up to the power of n, which for single
+        numbers is far from that for maps, so that layers of either kind could not be compared.
         """
-        n, filters = maps.shape[:2]
-        dimension = maps[0, 0].numel()
-        flat = maps.reshape(n, filters, -1).double()
+        n = len(maps)
+        dimension = maps[0].numel() if self.widen else maps[0, 0].numel()
+        flat = maps.reshape(n, maps.shape[1], -1).double()
         if self.rule == "standardized":
             variance, mean = torch.var_mean(flat, (0, 2), correction=0)
             # As `gram.filter_distances`: a map that differs by rounding only is constant.
@@ -113,7 +115,7 @@ class Kernels:
             flat = (flat - mean[:, None]) * torch.where(dead, 0.0, variance.clamp_min(1e-300).rsqrt())[:, None]
         distances = squared_distances(flat.flatten(1))
         sigma = float(kernel_width(distances, rule=self.rule, dimension=dimension, gamma=self.gamma, h=self.h))
-        return torch.exp(-distances / (2 * sigma**2 * (filters if self.widen else 1)))
+        return torch.exp(-distances / (2 * sigma**2))
 
     def point(self, view: LayerView, labels: Tensor, permutations: int, seed: int) -> Point:
         """The layer's place in the information plane, for whichever analysis asks first.

@@ -42,7 +42,8 @@ def test_points_are_their_definitions(view: View) -> None:
     inputs, maps = torch.randn(64, 1, 4, 4), torch.randn(64, 3, 2, 2)
     measures = found_of(view, maps, inputs).measures["layer"]
     exponents, x = filter_exponents(maps), filter_grams(inputs.flatten(1)[:, None])[0]
-    whole = torch.exp(-exponents.mean(0))
+    # One variable of 12 numbers in place of three of 4: σ·√3, and n^(−1/16) for n^(−1/8).
+    whole = torch.exp(-exponents.mean(0) * 64 ** (2 / 16 - 2 / 8))
     for target, plain, modified in ((x, "I(X;T)", "non-redundant X"), (delta(LABELS), "I(T;Y)", "non-redundant Y")):
         assert float(measures[plain].value) == pytest.approx(float(mutual_information(whole, target)), abs=1e-6)
         alone = mutual_information(torch.exp(-exponents), target)
@@ -51,6 +52,14 @@ def test_points_are_their_definitions(view: View) -> None:
             both = mutual_information(torch.exp(-(exponents[i] + exponents[j]) / 2), target)
             values.append(float(2 * both - alone[i] - alone[j]))
         assert float(measures[modified].value) == pytest.approx(sum(values) / 3, abs=1e-6)
+
+
+def test_the_same_numbers_stand_in_the_same_place_as_maps_and_as_units(view: View) -> None:
+    """What a convolution and a linear layer behind it know must be comparable."""
+    inputs, numbers = torch.randn(64, 1, 4, 4), torch.randn(64, 48)
+    shapes = (numbers, numbers.view(64, 3, 4, 4), numbers.view(64, 12, 2, 2))
+    points = [found_of(view, maps, inputs).measures["layer"]["I(X;T)"].value for maps in shapes]
+    torch.testing.assert_close(points, points[:1] * 3, atol=0.02, rtol=0)
 
 
 def test_xor_is_synergy_in_the_modified_plane(view: View) -> None:
