@@ -59,7 +59,7 @@ def test_the_same_numbers_stand_in_the_same_place_as_maps_and_as_units(view: Vie
     inputs, numbers = torch.randn(64, 1, 4, 4), torch.randn(64, 48)
     shapes = (numbers, numbers.view(64, 3, 4, 4), numbers.view(64, 12, 2, 2))
     points = [found_of(view, maps, inputs).measures["layer"]["I(X;T)"].value for maps in shapes]
-    torch.testing.assert_close(points, points[:1] * 3, atol=0.02, rtol=0)
+    torch.testing.assert_close(points, points[:1] * 3, atol=0.1, rtol=0)  # standardised by unit or by map
 
 
 def test_xor_is_synergy_in_the_modified_plane(view: View) -> None:
