@@ -1,0 +1,105 @@
+"""Time and memory of planning: channel groups, widths under a budget, and pruning with its proof.
+
+    python -m benchmarks.planning_speed [--output NOTE.md]
+
+Findings and sensitivities are drawn by chance, since only the planner is timed. Memory is the tensors alive beside the
+model, at their most, in copies of the model.
+"""
+
+import argparse
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.information.machine import header
+from infoprune.artifacts import ChannelGraph, Finding
+from infoprune.models import torchvision
+from infoprune.planning import plan
+from infoprune.pruning import channel_graph, prune
+
+NETWORKS = ("mobilenet_v2", "resnet50", "wide_resnet101_2")
+
+
+class Peak(TorchDispatchMode):
+    """Follows the bytes of parameter-sized tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.most = 0, 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, Tensor):
+                self._follow(each.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage.data_ptr()
+        if key and key not in self.seen:
+            size = storage.nbytes()
+            self.seen.add(key)
+            self.alive += size
+            self.most = max(self.most, self.alive)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.alive -= size
+
+
+def random_findings(graph: ChannelGraph, model: nn.Module) -> tuple[Finding, dict[str, dict[int, float]]]:
+    """An importance for every filter and a loss for every group at seven widths."""
+    importance = {name: torch.rand(m.out_channels) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    table = {}
+    for group in graph.groups:
+        shares = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+        table[group.name] = {max(1, int(s * group.width)): float(torch.rand(())) * (1 - s) / s for s in shares}
+    return Finding("drawn", importance=importance), table
+
+
+def main() -> None:
+    """Prints the note."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    lines = ["# Time and memory of planning", "", *header("python -m benchmarks.planning_speed")]
+    lines += [
+        "| network | filters | groups | channel graph | uniform | global | sensitivity | prune | memory of prune |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for name in NETWORKS:
+        model = torchvision.build(architecture=name).eval()
+        example = torch.zeros(1, 3, 64, 64)
+        start = time.perf_counter()
+        graph = channel_graph(model, example)
+        cells = [f"{time.perf_counter() - start:.2f} s"]
+        finding, table = random_findings(graph, model)
+        for allocation in ("uniform", "global", "sensitivity"):
+            start = time.perf_counter()
+            chosen = plan([finding], graph, table, rank_by="drawn", macs=0.5, allocation=allocation)
+            cells.append(f"{time.perf_counter() - start:.2f} s")
+            assert 0.495 < chosen.macs_after / chosen.macs_before <= 0.5
+        start = time.perf_counter()
+        prune(model, chosen)
+        cells.append(f"{time.perf_counter() - start:.2f} s")
+        with Peak() as peak:
+            prune(model, chosen)
+        own = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        cells.append(f"{peak.most / own:.2f} copies")
+        filters = sum(len(scores) for scores in finding.importance.values())
+        lines.append(f"| {name} | {filters:,} | {len(graph.groups)} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    if args.output:
+        args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
