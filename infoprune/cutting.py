@@ -7,9 +7,11 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from infoprune.artifacts import ChannelGraph
 from infoprune.artifacts.layers import is_channelwise, output_width
+from infoprune.errors import UserError
 from infoprune.verifying import Kept, removed_sides
 
 
@@ -52,7 +54,13 @@ def pruners(model: nn.Module) -> tp.DependencyGraph:
 
 
 def traceable_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with all parameters trainable: frozen ones drop out of the library's trace."""
+    """A copy in evaluation mode with all parameters trainable: frozen ones drop out of the library's trace.
+
+    Raises:
+        UserError: for a model whose lazy layers have not run yet.
+    """
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise UserError("the model has lazy layers without shapes; run it once on an example first")
     twin = copy.deepcopy(model).eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

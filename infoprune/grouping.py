@@ -36,6 +36,8 @@ def find_groups(model: nn.Module, example: Tensor, layers: Sequence[str]) -> lis
     """
     calls, used = _run(model, example)
     try:
+        if not used:
+            raise RuntimeError("no gradient reaches its output")
         graph = _dependency_graph(model, example)
     except Exception as error:  # The library raises whatever its own bookkeeping ran into.
         words = f"torch-pruning cannot trace this model ({type(error).__name__}: {error})"
@@ -62,8 +64,6 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], set[int]]:
             if has_width(module):
                 hooks.callback(module.register_forward_hook(lambda *_, name=name: calls.append(name)).remove)
         pending = [tensor.grad_fn for tensor in _tensors(model(example[:1])) if tensor.grad_fn is not None]
-    if not pending:  # A forward under no_grad tells nothing.
-        return calls, {id(parameter) for parameter in model.parameters()}
     seen, used = set(pending), set()
     while pending:
         node: Any = pending.pop()
@@ -86,7 +86,8 @@ def _tensors(output: object) -> Iterator[Tensor]:
 def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     graph = pruners(model)
     with _quiet(), torch.enable_grad():
-        return graph.build_dependency(model, example[:1])
+        graph.build_dependency(model, example[:1])
+    return graph
 
 
 @contextmanager
@@ -143,8 +144,10 @@ def _walk(
             elif own[index.idx] != index.root_idx:
                 problem = problem or f"its channels are padded, rearranged or mixed on the way to {where}"
         followed += len(fresh)
-        if followed > LIMIT:
-            return [], f"it has more than {LIMIT:,} couplings to other layers"
+        # What is refused need not be followed to its end, only far enough to know what belongs to it.
+        if followed > (LIMIT // 100 if problem else LIMIT):
+            problem = problem or f"it has more than {LIMIT:,} couplings to other layers"
+            break
         for dependency in node.dependencies if fresh else ():
             if dependency.is_triggered_by(handler):
                 mapped = fresh
@@ -159,6 +162,8 @@ def _channel_group(
     graph: tp.DependencyGraph, name: str, root: nn.Module, names: Mapping[nn.Module, str]
 ) -> ChannelGroup:
     width = width_of(root)
+    if root not in graph.module2node:
+        return ChannelGroup(name, width, (), refusal="no gradient reaches it, so its channels cannot be followed")
     reached, problem = _walk(graph, root, width, names)
     refusal = "it has a single channel" if width < 2 else problem
     members, parameters, partitions = [], [], 1
@@ -231,7 +236,7 @@ def _problem(group: ChannelGroup, model: nn.Module, used: set[int]) -> str:
                 return f"parameters are shared: {', '.join(sorted(owners[id(parameter)]))}"
     for name, module in model.named_modules():
         own = [*module.parameters(recurse=False)]
-        if has_width(module) and own and not any(id(parameter) in used for parameter in own):
+        if used and has_width(module) and own and not any(id(parameter) in used for parameter in own):
             sides = {output_width(module), input_width(module) if isinstance(module, PRODUCERS) else 0}
             if shared := sides & widths:
                 return (

@@ -1,0 +1,251 @@
+"""Modules as users write them: pruned right, or refused with the reason; never a traceback, never silently wrong."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infoprune.errors import UserError
+from infoprune.profiling import count_macs
+from infoprune.pruning import channel_graph
+
+Prove = Callable[..., tuple[nn.Module, dict[str, str]]]
+IMAGES = (4, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """Three layers whose forward is to be changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.relu(self.two(F.relu(self.one(images))))
+        return self.head(maps.mean((2, 3)))
+
+
+class FixedView(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.relu(self.two(F.relu(self.one(images))))
+        return self.head(maps.view(-1, 6, 64).mean(2).view(-1, 6))
+
+
+class MeanOverChannels(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.relu(self.one(images))
+        return self.head(self.two(maps - maps.mean(1, keepdim=True)).mean((2, 3)))
+
+
+class SoftmaxOverChannels(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.two(self.one(images).softmax(1)).mean((2, 3)))
+
+
+class ResponseNorm(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.two(F.local_response_norm(self.one(images), 3, alpha=1.0)).mean((2, 3)))
+
+
+class Flipped(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.two(F.relu(self.one(images)).flip(1)).mean((2, 3)))
+
+
+class HalvesUsed(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        left, right = self.one(images).chunk(2, 1)
+        return self.head(self.two(torch.cat([F.relu(right), left], 1)).mean((2, 3)))
+
+
+class FeaturesToo(Net):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        maps = self.two(F.relu(self.one(images)))
+        return self.head(F.relu(maps).mean((2, 3))), maps
+
+
+class Functional(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.relu(self.one(images))
+        return self.head(F.conv2d(maps, self.two.weight, self.two.bias).mean((2, 3)))
+
+
+class NoGradient(Net):
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
+
+
+# What the reason has to say, and of which group: cutting it would be wrong, or has no meaning.
+@pytest.mark.parametrize(
+    ("kind", "layer", "reason"),
+    [
+        (FixedView, "two", "trial cut fails"),
+        (MeanOverChannels, "one", "trial cut fails: .* differs from its masked twin .* first at 'two'"),
+        (SoftmaxOverChannels, "one", "trial cut fails: .* differs from its masked twin .* first at 'two'"),
+        (ResponseNorm, "one", "trial cut fails: .* differs from its masked twin .* first at 'two'"),
+        (Flipped, "one", "trial cut fails: .* differs from its masked twin .* first at 'two'"),
+        (FeaturesToo, "two", "output"),
+        (Functional, "one", "on the way to 'head'"),
+    ],
+)
+def test_what_mixes_or_fixes_channels_is_refused(kind: type[Net], layer: str, reason: str, prove: Prove) -> None:
+    _, refused = prove(kind().eval(), torch.randn(IMAGES))
+    assert "head" in refused
+    assert re.search(reason, refused[layer])
+    if kind is not Functional:
+        assert ("one" in refused) != ("two" in refused)  # and the other is cut
+
+
+def test_halves_that_change_places(prove: Prove) -> None:
+    _, refused = prove(HalvesUsed().eval(), torch.randn(IMAGES))
+    assert "two" not in refused
+
+
+def test_a_forward_without_gradients_is_cut_where_one_layer_feeds_the_next(prove: Prove) -> None:
+    pruned, refused = prove(NoGradient().eval(), torch.randn(IMAGES))
+    assert pruned.two.weight.shape == (3, 4, 3, 3)
+    assert "torch-pruning cannot trace this model" in refused["head"]
+
+
+def test_a_layer_used_twice(prove: Prove) -> None:
+    class Twice(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = F.relu(self.again(F.relu(self.again(F.relu(self.one(images))))))
+            return self.head(F.relu(self.two(maps)).mean((2, 3)))
+
+    pruned, refused = prove(Twice().eval(), torch.randn(IMAGES))
+    assert list(refused) == ["head"]
+    assert pruned.again.weight.shape == (4, 4, 3, 3)
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+    model.append(nn.Conv2d(8, 2, 1))
+    model[4].weight = model[2].weight
+    reasons = {group.name: group.refusal for group in channel_graph(model.eval(), torch.randn(IMAGES)).groups}
+    assert reasons["0"] == reasons["2"] == reasons["4"] == "parameters are shared: 2.weight, 4.weight"
+
+
+@pytest.mark.parametrize(("shape", "cut"), [((1, 8, 1, 1), True), ((8, 8), True), ((1, 1, 8, 8), True)])
+def test_parameters_outside_layers(shape: tuple[int, ...], cut: bool, prove: Prove) -> None:
+    class Shifted(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.randn(shape))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(F.relu(self.two(F.relu(self.one(images) + self.shift))).mean((2, 3)))
+
+    _, refused = prove(Shifted().eval(), torch.randn(IMAGES))
+    assert "two" not in refused
+    assert ("one" not in refused) or "trial cut fails" in refused["one"]
+
+
+def test_a_branch_that_did_not_run_is_named(prove: Prove) -> None:
+    class Branching(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bright = nn.Conv2d(8, 8, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = F.relu(self.one(images))
+            if images.mean() > 10:
+                maps = self.bright(maps)
+            return self.head(F.relu(self.two(maps)).mean((2, 3)))
+
+    _, refused = prove(Branching().eval(), torch.randn(IMAGES))
+    assert "'bright', with as many channels (8), does not take part in the output on the example" in refused["one"]
+    assert "two" not in refused
+    with pytest.raises(UserError, match="'one' cannot be pruned: 'bright'"):  # a checkpoint has no bright images
+        prove(Branching().eval(), torch.randn(IMAGES) + 20)
+
+
+def test_subclasses_are_cut_and_counted_like_their_base(prove: Prove) -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, images: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(images, weight, self.bias, self.stride, self.padding)
+
+    class Padded(nn.Conv2d):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(F.pad(images, (1, 1, 1, 1)))
+
+    model, images = Net().eval(), torch.randn(IMAGES)
+    model.one, model.two = Padded(3, 8, 3), Padded(8, 6, 3)
+    pruned, refused = prove(model, images)
+    assert list(refused) == ["head"]
+    assert type(pruned.one) is Padded
+    assert channel_graph(model, images).macs({}) == count_macs(model, images) == count_macs(Net(), images)
+    # Its weights depend on each other along the inputs: removing some is not silencing them.
+    model.two = Standardised(8, 6, 3)
+    _, refused = prove(model, images)
+    assert "first at 'two'" in refused["one"]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.ConvTranspose2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 3)),
+        (nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 3, groups=8)),
+        (nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 3, groups=2)),
+        (nn.Conv2d(3, 8, 3), nn.PReLU(8)),
+        (nn.Conv2d(3, 8, 3), nn.PReLU()),
+        (nn.Conv2d(3, 8, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))),
+        (nn.Conv2d(3, 8, 3), nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1))),
+        (nn.Conv2d(3, 8, 3), nn.PixelShuffle(2)),
+        (nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2)),
+        (nn.Conv2d(3, 8, 3), nn.ChannelShuffle(2)),
+        (nn.Conv2d(3, 8, 3), nn.Softmax(1)),
+        (nn.Conv2d(3, 8, 3), nn.Dropout2d()),
+        (nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)),
+        (nn.Conv2d(3, 8, 3), nn.Unflatten(1, (8, 1)), nn.Flatten(1, 2)),
+    ],
+)
+def test_layers_of_all_kinds_are_cut_right_or_refused(layers: tuple[nn.Module, ...], prove: Prove) -> None:
+    model = nn.Sequential(*layers, nn.ReLU(), nn.LazyConv2d(5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    model(torch.randn(IMAGES))
+    _, refused = prove(model.eval(), torch.randn(IMAGES))
+    last = str(len(model) - 3)
+    assert last not in refused  # whatever becomes of the others
+    assert all(refused.values())
+
+
+def test_models_that_cannot_be_proven() -> None:
+    class Noisy(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images + torch.randn_like(images))
+
+    with pytest.raises(UserError, match="does not compute what the model does"):
+        channel_graph(Noisy().eval(), torch.randn(IMAGES))
+    with pytest.raises(UserError, match="lazy layers without shapes; run it once"):
+        channel_graph(nn.Sequential(nn.LazyConv2d(4, 3)), torch.randn(IMAGES))
+
+
+def test_one_dimensional_and_recurrent(prove: Prove) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 4, 3), nn.Flatten())
+    model.append(nn.Linear(4 * 4, 3))
+    pruned, refused = prove(model.eval(), torch.randn(5, 2, 8))
+    assert list(refused) == ["5"]
+    assert pruned[5].in_features == 8
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map, self.inner = nn.Linear(4, 8), nn.Linear(8, 6)
+            self.lstm, self.head = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, values: Tensor) -> Tensor:
+            return self.head(self.lstm(self.inner(F.relu(self.map(values))))[0])
+
+    _, refused = prove(Recurrent().eval(), torch.randn(3, 7, 4))
+    assert "map" not in refused
+    assert "'lstm' is a LSTM, whose channels cannot be counted" in refused["inner"]
