@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,36 +105,38 @@ class Choosing(Workspace):
             files.append(self._choose_blocks())
         if options["allocation"] == "sensitivity":
             files.append(self._measure_sensitivity())
-        if options["latency"] is not None or self.settings.verbs["search"]["budget"] == "latency":
+        if {options["latency"], options["latency_ms"]} != {None} or self.settings.verbs["search"][
+            "budget"
+        ] == "latency":
             files.append(self._measure_timings())
         return files
 
     def _planned(self, options: Mapping[str, Any]) -> Plan:
         """A plan for these options; for a latency, corrected by what the pruned network really takes."""
-        graph, asked = self.graph_of(self._removed()), options["latency"]
-        timings = self._timings() if asked is not None else None
-        predict = None if timings is None else lambda widths: timings.predict(graph, widths)
-        found = plan(self.findings(), graph, self.sensitivity(), predict, **options)
-        if timings is None or asked is None:
-            return found
-        images, target = self.calibration[0][0][: timings.batch], asked
+        graph = self.graph_of(self._removed())
+        if options["latency"] is None and options["latency_ms"] is None:
+            return plan(self.findings(), graph, self.sensitivity(), **options)
+        timings = self._timings()
+        images = self.calibration[0][0][: timings.batch]
         whole = measure_latency(self.base, images).median
+        asked = min(options["latency"] or 1.0, (options["latency_ms"] or whole) / whole)
+        target, taken = asked, math.inf
         for _ in range(CORRECTIONS):
+            aimed = {**options, "latency": target, "latency_ms": None}
+            found = plan(self.findings(), graph, self.sensitivity(), lambda w: timings.predict(graph, w), **aimed)
             taken = measure_latency(prune(self.base, found), images).median
             if taken <= 1.02 * asked * whole:
                 break
             target *= asked * whole / taken
-            found = plan(self.findings(), graph, self.sensitivity(), predict, **{**options, "latency": target})
-        taken = measure_latency(prune(self.base, found), images).median
         note = f"measured: {taken:.3g} ms of {whole:.3g} ms ({taken / whole:.1%}) for a batch of {timings.batch}"
         if taken > 1.02 * asked * whole:
             note += f"; {asked:.1%} was asked for and not reached, since what layers take is not all that takes time"
-        return Plan(**{**vars(found), "notes": (*found.notes, note)})
+        return replace(found, notes=(*found.notes, note))
 
     def _searched(self, options: Mapping[str, Any], how: Mapping[str, Any], made_from: Mapping[str, Any]) -> Plan:
         """The smallest budget's plan that loses no more on validation data than asked for."""
         path, budget = self.out / "search.json", how["budget"]
-        unlimited = {**options, "macs": None, "parameters": None, "bytes": None, "latency": None}
+        unlimited = {**options, "macs": None, "parameters": None, "bytes": None, "latency": None, "latency_ms": None}
 
         def attempt(share: float) -> float:
             try:
@@ -149,7 +152,7 @@ class Choosing(Workspace):
             f"the smallest share of {budget} tried that loses at most {how['max_loss']:g} points on validation is "
             f"{found.share:.1%} ({base:.2%} before, {found.accuracy:.2%} after repair; {len(found.tried)} tried)"
         )
-        return Plan(**{**vars(chosen), "notes": (*chosen.notes, note)})
+        return replace(chosen, notes=(*chosen.notes, note))
 
     def _choose_blocks(self) -> Path:
         """Decides, if analyses name any or the recipe does, which blocks go; `depth.json` keeps what was tried."""

@@ -64,6 +64,10 @@ def test_latency_budget_uses_the_prediction() -> None:
     found = plan([scored(graph)], graph, predict=predict, rank_by="l2", latency=0.6)
     widths = {group.group: group.width_after for group in found.groups}
     assert 0.95 * 0.6 * predict({}) < predict(widths) <= 0.6 * predict({})
+    absolute = plan([scored(graph)], graph, predict=predict, rank_by="l2", latency_ms=0.6 * predict({}))
+    assert absolute.kept() == found.kept()
+    with pytest.raises(UserError, match="latency_ms = 0"):
+        plan([scored(graph)], graph, predict=predict, rank_by="l2", latency_ms=0.0)
     with pytest.raises(UserError, match="latency needs the measured times"):
         plan([scored(graph)], graph, rank_by="l2", latency=0.6)
     with pytest.raises(UserError, match=r"latency = 5.*\(0\.\.1\]"):

@@ -30,6 +30,7 @@ def plan(
     parameters: float | None = None,
     bytes: float | None = None,
     latency: float | None = None,
+    latency_ms: float | None = None,
     rank_by: str | list[str] = "information_bottleneck",
     redundancy_by: list[str] | None = None,
     redundancy_weight: float = 0.5,
@@ -62,6 +63,7 @@ def plan(
         parameters: the budget in parameters, a share or a number.
         bytes: the budget in bytes of weights and buffers, a share or a number.
         latency: the budget in measured time of a forward pass on this device, a share of the unpruned network's.
+        latency_ms: the same in milliseconds.
         rank_by: the analysis whose importance ranks the channels, or several, which count alike.
         redundancy_by: analyses whose importance is added as a signal of redundancy; if not given, `redundancy` and
             `spectral_rolloff` where they ran.
@@ -100,7 +102,8 @@ def plan(
         raise UserError(f"there is nothing to prune: {reasons}")
     ranking = Ranking(findings, rank_by, redundancy_by, redundancy_weight, reduce, scale)
     scores = {group.name: ranking.scores(group) for group in free}
-    budget = budget_of(graph, macs=macs, parameters=parameters, bytes=bytes, latency=latency, predict=predict)
+    limits = {"macs": macs, "parameters": parameters, "bytes": bytes, "latency": latency, "latency_ms": latency_ms}
+    budget = budget_of(graph, **limits, predict=predict)
     budget.check({group.name: constraints.floor(group) for group in free})
     advisers = advising(findings, width_by)
     if advisers and width_as == "prior" and allocation != "uniform":

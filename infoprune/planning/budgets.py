@@ -90,6 +90,7 @@ def budget_of(
     parameters: float | None = None,
     bytes: float | None = None,
     latency: float | None = None,
+    latency_ms: float | None = None,
     predict: Callable[[Widths], float] | None = None,
 ) -> Budget:
     """The limits that options ask for; half the MACs where they ask for none.
@@ -98,12 +99,13 @@ def budget_of(
         graph: channel groups and costs.
         macs, parameters, bytes: a share of the unpruned model's up to 1, above that a number.
         latency: a share of the unpruned model's measured time.
-        predict: milliseconds of a forward pass at given widths; needed for `latency`.
+        latency_ms: milliseconds.
+        predict: milliseconds of a forward pass at given widths; needed for a latency.
 
     Raises:
         UserError: for a number out of range, or a latency without a prediction.
     """
-    if macs is parameters is bytes is latency is None:
+    if macs is parameters is bytes is latency is latency_ms is None:
         macs = 0.5
     limits = []
     for option, asked in (("macs", macs), ("parameters", parameters), ("bytes", bytes)):
@@ -116,13 +118,20 @@ def budget_of(
                 )
             most = min(total, round(asked * total) if asked <= 1 else round(asked))
             limits.append(Limit(option, asked, max(most, 1), total, _cost(graph, option), _unit(option)))
-    if latency is not None:
-        if not 0 < latency <= 1:
-            raise UserError(f"[plan] latency = {latency}: expected a share of the unpruned model's time (0..1]")
-        if predict is None:
-            raise UserError("[plan] latency needs the measured times of layers; give plan the `timings`")
-        total = predict({})
-        limits.append(Limit("latency", latency, latency * total, total, predict, "ms"))
+    if latency is not None and not 0 < latency <= 1:
+        raise UserError(f"[plan] latency = {latency}: expected a share of the unpruned model's time (0..1]")
+    if latency_ms is not None and not latency_ms > 0:
+        raise UserError(f"[plan] latency_ms = {latency_ms}: expected milliseconds above 0")
+    for option, asked in (("latency", latency), ("latency_ms", latency_ms)):
+        if asked is not None:
+            if predict is None:
+                raise UserError(
+                    f"[plan] {option} needs the measured times of layers; give plan a `predict` made of them"
+                )
+            total = predict({})
+            limits.append(
+                Limit(option, asked, asked if option == "latency_ms" else asked * total, total, predict, "ms")
+            )
     return Budget(limits)
 
 
