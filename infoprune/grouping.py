@@ -208,7 +208,7 @@ def _member_problem(member: Member, module: nn.Module) -> str:
     if not whole and len(set(indices)) != width:
         return f"it meets only part of the filters of '{member.layer}': channels are padded, sliced or split in between"
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
-        return f"'{member.layer}' normalises over places as well as channels"
+        return f"'{member.layer}' normalises over several axes, not over channels alone"
     if groups > 1 and groups == input_width(module) != width_of(module):
         return f"'{member.layer}' is a depthwise convolution with several filters per channel"
     if partitions_of(module) > 1 and indices != list(range(width)):

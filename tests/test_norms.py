@@ -151,7 +151,7 @@ def test_group_norm_keeps_as_many_in_each_part() -> None:
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.LayerNorm((12, 6, 6)), "'1' normalises over places as well as channels"),
+        (nn.LayerNorm((12, 6, 6)), "'1' normalises over several axes, not over channels alone"),
         (nn.Conv2d(12, 24, 1, groups=12), "'1' is a depthwise convolution with several filters per channel"),
     ],
 )
