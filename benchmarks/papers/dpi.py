@@ -36,7 +36,7 @@ Found = dict[tuple[str, str, str], list[Finding]]
 
 
 def main() -> None:
-    options: dict[str, Any] = {"data": list(SEVERAL), "images": 20_000, "epochs": 3, "fruit_epochs": 6, "batches": 8}
+    options: dict[str, Any] = {"data": list(SEVERAL), "images": 10_000, "epochs": 4, "fruit_epochs": 5, "batches": 4}
     report = Report(__doc__ or "", "dpi", **options)
     given = report.options
     report.say(

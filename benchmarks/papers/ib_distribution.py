@@ -31,7 +31,7 @@ Selections = dict[tuple[str, str], list[Selection]]
 
 
 def main() -> None:
-    options: dict[str, Any] = {"images": 6_000, "epochs": 6, "batches": 4, "selections": 2, "permutations": 100}
+    options: dict[str, Any] = {"images": 6_000, "epochs": 4, "batches": 4, "selections": 2, "permutations": 100}
     report = Report(__doc__ or "", "ib_distribution", seeds=2, **options)
     given, data = report.options, load_data("cifar10")
     values, selections, scores = Values(), Selections(), dict[str, list[float]]()

@@ -24,7 +24,7 @@ from benchmarks.papers.common import (
 )
 from infoprune.analyses.redundancy import Redundancy
 
-LENET = [("act1", [width, 12]) for width in (2, 6, 12, 32)] + [("act2", [6, width]) for width in (2, 6, 12, 32, 64)]
+LENET = [("act1", [width, 12]) for width in (2, 6, 12, 32)] + [("act2", [6, width]) for width in (2, 6, 12, 64)]
 ALEXNET = [
     (layer, widths)
     for widths in ([3, 6, 8, 16], [6, 12, 16, 32], [16, 32, 64, 128])
@@ -39,7 +39,7 @@ Found = dict[tuple[str, str, int, str], dict[str, list[float]]]
 
 
 def main() -> None:
-    options: dict[str, Any] = {"data": ["mnist", "fashion_mnist"], "images": 20_000, "epochs": 2, "batches": 4}
+    options: dict[str, Any] = {"data": ["mnist", "fashion_mnist"], "images": 8_000, "epochs": 2, "batches": 3}
     report = Report(__doc__ or "", "mmi", **options)
     given = report.options
     found: Found = {}

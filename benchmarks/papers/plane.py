@@ -39,7 +39,7 @@ Paths = dict[tuple[str, str, str, bool], dict[str, list[Tensor]]]
 
 def main() -> None:
     options: dict[str, Any] = {"data": ["mnist", "fashion_mnist"], "activations": ["sigmoid", "relu"]}
-    report = Report(__doc__ or "", "plane", **options, images=12_000, epochs=8, batches=2)
+    report = Report(__doc__ or "", "plane", **options, images=8_000, epochs=8, batches=2)
     given = report.options
     report.say(
         f"Published widths, at most {given.images} training images, {given.epochs} epochs (published: all, 10 or 15), "

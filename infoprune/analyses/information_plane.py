@@ -24,7 +24,8 @@ class InformationPlane(RunningByLayer):
     T is all filters of a layer as one variable, Y the label under a delta kernel. In the modified plane both
     coordinates become the weighted non-redundant information of Eq. (12), averaged over pairs of filters, about X and
     about Y; the paper sees compression there that the plain plane does not show. One analysis sees a model at one
-    step: run it anew at each step that is to be a point, and join the findings with `trajectories`.
+    step: run it anew at each step that is to be a point (`finetune` tells `on_step` of each, and looking changes
+    nothing), and join the findings with `trajectories`.
 
     Where the paper errs: its kernels saturate in wide layers, which then all stand at I(X;T) = H(X), and its RBF on
     one-hot labels sees 0.6 of the 3.3 bits of ten classes; the default widens, standardises, and takes a delta kernel
