@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -52,6 +53,22 @@ def check_writable(folder: Path) -> None:
     """
     write_atomically(folder / "probe", lambda temporary: temporary.touch())
     (folder / "probe").unlink()
+
+
+def claim(folder: Path) -> FileLock:
+    """Keeps other processes out of a folder for as long as the returned lock is referred to, or this process lives.
+
+    Raises:
+        UserError: where another process is working there.
+    """
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process is working in '{folder}'; wait until it has ended, or choose another folder with --out"
+        ) from error
+    return lock
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -77,6 +77,7 @@ class Workspace:
         self.device = checkpoint.device_for(distributed.start(self.settings.run.device))
         if distributed.is_first():
             store.check_writable(self.out)
+            self._lock = store.claim(self.out)
         if self.settings.run.threads:
             torch.set_num_threads(self.settings.run.threads)
 

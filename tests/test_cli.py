@@ -197,3 +197,19 @@ def test_model_that_refuses_the_images(tmp_path: Path, monkeypatch: pytest.Monke
     result = call("plan", recipe, "-q")
     assert result.exit_code == 2, result.output
     assert "does not run on an input of shape (1, 1, 10, 10): expected 224" in " ".join(result.output.split())
+
+
+def test_two_runs_in_one_directory_are_kept_apart(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from infoprune import store; "
+        f"lock = store.claim(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        result = call("inspect", "digits", "--out", tmp_path, *QUICK)
+        assert result.exit_code == 2
+        assert "another process is working in" in " ".join(result.output.split())
+        other.kill()  # a killed process leaves no lock behind
+        other.wait()
+    assert call("inspect", "digits", "--out", tmp_path, *QUICK).exit_code == 0

@@ -57,6 +57,7 @@ DOORS = {
     "onnxruntime": {"exporting"},
     "onnxscript": {"exporting"},
     "safetensors": {"store", "exporting"},
+    "filelock": {"store"},
     "click": {"cli"},
     "rich": {"cli"},
 }
