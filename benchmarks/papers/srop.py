@@ -102,7 +102,8 @@ def main() -> None:
     columns = ["case", "w", "accuracy", "SROP of the frog", "SROP of test images", "their quartiles"]
     report.table(columns, frog_rows(report, frogs))
     report.say(
-        "Pretrained against random weights (batch norm at its initial statistics), 32 training images, behind every activation:"
+        "Pretrained against random weights (batch norm at its initial statistics), 32 training images, behind every "
+        "activation, preset paper:"
     )
     profiles: dict[str, dict[str, Profile]] = {name: profile_of(*given) for name, given in NETWORKS.items()}
     columns = ["network", "maps", "layers", "pretrained", "random", "pooling baseline"]
