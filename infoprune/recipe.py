@@ -85,10 +85,19 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UserError(f"'{path}': '{name}' stands outside any table; put it under one, such as [run]")
-    for override in overrides:
-        _override(tables, override)
+    apply_overrides(tables, overrides)
     changes = "".join(f"# --set {override}\n" for override in overrides)
     return Recipe(name=path.stem, tables=tables, text=text + changes, folder=path.resolve().parent)
+
+
+def apply_overrides(tables: Table, overrides: Sequence[str]) -> None:
+    """Sets `table.key=value` in tables, in place.
+
+    Raises:
+        UserError: for an override that is malformed.
+    """
+    for override in overrides:
+        _override(tables, override)
 
 
 def _override(tables: Table, override: str) -> None:

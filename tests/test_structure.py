@@ -48,6 +48,8 @@ ANNEXES = {
     "grouping": "pruning",
     "timing": "profiling",
     "narrowing": "checkpoint",
+    "starting": "settings",
+    "diagnosing": "settings",
 }
 DOORS = {
     "torch_pruning": {"pruning"},

@@ -1,5 +1,6 @@
-"""The commands that need no recipe: `options`, `recipes`, `check-estimator`."""
+"""The commands that need no recipe: `options`, `recipes`, `new`, `doctor`, `check-estimator`."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +27,48 @@ def options(table: str | None) -> None:
         for row in settings.describe(table):
             rows.add_row(*(plain(cell) for cell in row))
         out.print(rows)
+
+
+@click.command(short_help="Write a recipe to start from.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--model", default="cifar_resnet", show_default=True, help="A model family, or package.module:function.")
+@click.option("--data", default="cifar10", show_default=True, help="A data set, or package.module:function.")
+@click.option("--weights", help="A weights file (.safetensors, .pth).")
+@click.option("--set", "given", multiple=True, metavar="TABLE.KEY=VALUE", help="An option to write out.")
+def new(path: Path, model: str, data: str, weights: str | None, given: tuple[str, ...]) -> None:
+    """Write a recipe for a model and a data set to PATH, with all their options at hand as comments."""
+    from infoprune.starting import starting_recipe
+
+    with failures():
+        if path.exists():
+            raise UserError(f"'{path}' is there already; choose another name")
+        text = starting_recipe(f"{model} on {data}", model, data, weights, given)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write '{path}': {error.strerror}; choose another place") from error
+    out.print(f"wrote {plain(str(path))}; infoprune inspect {plain(str(path))} shows what could be cut", soft_wrap=True)
+
+
+@click.command(short_help="Show versions, devices and the data found.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Show versions, devices, threads and the data found; exit code 1 where something is missing."""
+    from infoprune import diagnosing
+
+    rows = diagnosing.diagnose()
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        table = Table("", "", box=box.SIMPLE, show_header=False)
+        for row in rows:
+            table.add_row(row.what, f"[red]{plain(row.found)}[/]" if row.problem else plain(row.found))
+        out.print(table)
+    context.exit(int(any(row.problem for row in rows)))
 
 
 @click.command("check-estimator", short_help="Show how far the information estimates can be trusted.")
