@@ -53,8 +53,9 @@ JOINS = [(reduce, scale) for scale in ("standardized", "ranks", "values") for re
 class Bench:
     """One recipe's model, with all findings."""
 
-    def __init__(self, name: str, batches: int, folder: Path) -> None:
-        overrides = [f"calibration.batches={batches}", *(f"analyses.{each}={{}}" for each in (*ANALYSES, *BASELINES))]
+    def __init__(self, name: str, batches: int, folder: Path, given: list[str]) -> None:
+        analyses = [f"analyses.{each}={{}}" for each in (*ANALYSES, *BASELINES)]
+        overrides = [f"calibration.batches={batches}", *analyses, *given]
         self.job = Run(recipe.read(name, overrides), folder)
         start = time.perf_counter()
         self.job.analyze()
@@ -99,12 +100,16 @@ def main() -> None:
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--batches", type=int, default=4, help="calibration batches")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.48, 0.3], help="shares of the MACs")
+    parser.add_argument("--set", dest="given", action="append", default=[], help="override an option of the recipe")
+    parser.add_argument("--ranks", nargs="+", help="only these rankings")
     parser.add_argument("--folder", type=Path, help="run directory, where findings are kept between calls")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.planning {' '.join(sys.argv[1:])}")
-    bench = Bench(args.recipe, args.batches, args.folder or Path("runs") / f"benchmark-planning-{args.recipe}")
+    bench = Bench(
+        args.recipe, args.batches, args.folder or Path("runs") / f"benchmark-planning-{args.recipe}", args.given
+    )
     batches = bench.job.data.batches("validation", batch_size=256)
     base = 100 * evaluate(copy.deepcopy(bench.job.base), batches).accuracy
     kept = " | ".join(f"{keep:.0%} of MACs" for keep in args.keep)
@@ -113,18 +118,24 @@ def main() -> None:
     grid = [(rank, rule) for rank in ("l2", "response_information", "information_bottleneck") for rule in RULES]
     others = ("l1", "taylor", "batch_norm_scale", "redundancy", "cmi_permutation", "random")
     grid += [(rank, rule) for rank in others for rule in ("uniform", "sensitivity")]
+    grid = [(rank, rule) for rank, rule in grid if not args.ranks or rank in args.ranks]
     for rank, rule in grid:
         cells = " | ".join(bench.row(rank, keep, RULES[rule]) for keep in args.keep)
         rows.append(f"| {rank} | {rule} | {cells} |")
         print(rows[-1], flush=True)
-    rows += ["", "Joining the layers of a residual stream (uniform widths):", ""]
-    rows += [f"| ranked by | reduce | scale | {kept} |", "|---|---|---|" + "---|" * len(args.keep)]
-    for rank in ("l2", "taylor", "information_bottleneck", "response_information"):
-        for reduce, scale in JOINS:
-            options = {**NO_SIGNALS, "reduce": reduce, "scale": scale}
-            cells = " | ".join(bench.row(rank, keep, options) for keep in args.keep)
-            rows.append(f"| {rank} | {reduce} | {scale} | {cells} |")
-            print(rows[-1], flush=True)
+    weighted = {cost.layer for cost in bench.job.graph.costs if cost.macs}
+    outs = [
+        [m.layer in weighted for m in g.members if m.side == "out"] for g in bench.job.graph.groups if not g.refusal
+    ]
+    if any(sum(layers) > 1 for layers in outs):  # several layers put out the same channels
+        rows += ["", "Joining the layers of a residual stream (uniform widths):", ""]
+        rows += [f"| ranked by | reduce | scale | {kept} |", "|---|---|---|" + "---|" * len(args.keep)]
+        for rank in ("l2", "taylor", "information_bottleneck", "response_information"):
+            for reduce, scale in JOINS:
+                options = {**NO_SIGNALS, "reduce": reduce, "scale": scale}
+                cells = " | ".join(bench.row(rank, keep, options) for keep in args.keep)
+                rows.append(f"| {rank} | {reduce} | {scale} | {cells} |")
+                print(rows[-1], flush=True)
     if args.output:
         title = f"# What planning options keep without training: {args.recipe}"
         args.output.write_text("\n".join([title, "", *opening, *rows]) + "\n", encoding="utf-8")
