@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from infoprune.artifacts import ChannelGraph, ChannelGroup
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
-from infoprune.repairing.compensating import LAYERS, POSITIONS, absorb, as_map, first_images, gather
+from infoprune.repairing.compensating import HELD_OUT, LAYERS, POSITIONS, absorb, as_map, first_images, gather
 from infoprune.repairing.lockstep import Batches, Site, Values, Walker, copied, find_sites, size_of
-from infoprune.repairing.ridge import Capture, Moments, fit
+from infoprune.repairing.ridge import STRENGTHS, Capture, Moments, fit
 from infoprune.shortening import shorten
 
 SHARES = (0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1)
@@ -35,10 +35,10 @@ def measure_sensitivity(
     """Loss of each group at each of several widths: it alone is cut, and its consumers are refitted in closed form.
 
     The sums for the refit are gathered once per consumer, on the intact network, and serve every width: a cut takes
-    their rows and columns away. The loss is the divergence from the intact network's predictions, so no labels are
-    needed. Time: about half a forward pass per group and width. Memory: the images, their activations at one layer
-    within the cache (twice while they move on), and normal matrices of 3·8·(k²·C)² bytes for a layer that reads C
-    channels through k x k weights.
+    their rows and columns away. The loss is the divergence from the intact network's predictions on every fourth image,
+    which the refit has not seen; no labels are needed. Time: half a forward pass per group, and an eighth per width.
+    Memory: the images, their activations at one layer within the cache (twice while they move on), and normal matrices
+    of 3·8·(k²·C)² bytes for a layer that reads C channels through k x k weights.
 
     Args:
         model: the unpruned network; not touched.
@@ -87,8 +87,17 @@ class _Probe:
             layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
             # On the intact network the shortcut has no error, so each layer's own response is the target.
             self.sites = {site.layer: site for site in find_sites(self.walker, model, layers, None)}
-            self.start, self.saved = 1, [{self.walker.nodes[0]: given.to(images.device)} for given, _ in batches]
-            self.expected = [self._predict(values) for values in self.saved]
+            self.start, self.saved, self.judges = 1, *self._apart([given.to(images.device) for given, _ in batches])
+            self.expected = [self._predict(values) for values in self.judges]
+
+    def _apart(self, batches: Sequence[Tensor]) -> tuple[list[Values], list[Values]]:
+        """Images to refit on and images to judge by: a layer with more inputs than images could fit any of its own."""
+        parts = [torch.arange(len(given), device=given.device) % HELD_OUT == HELD_OUT - 1 for given in batches]
+        fitted, judging = (
+            [{self.walker.nodes[0]: given[part]} for given, part in zip(batches, chosen, strict=True) if part.any()]
+            for chosen in ([~part for part in parts], parts)
+        )
+        return fitted, judging or fitted
 
     def first_call(self, group: ChannelGroup) -> int:
         """Position in the graph of the first layer that reads the group."""
@@ -121,7 +130,7 @@ class _Probe:
         """Moves what is kept to a later layer, if it fits there; otherwise everything runs from where it is."""
         fresh: list[Values] = []
         size = 0
-        for values in self.saved if position > self.start else ():
+        for values in (*self.saved, *self.judges) if position > self.start else ():
             values = copied(values)
             self.walker.run(values, None, self.start, position)
             fresh.append(values)
@@ -129,9 +138,10 @@ class _Probe:
             if size > self.cache_bytes:
                 return
         if fresh:
-            self.saved, self.start = fresh, position
+            count = len(self.saved)
+            self.saved, self.judges, self.start = fresh[:count], fresh[count:], position
 
-    def _sums(self, site: Site, positions: int) -> Moments | None:
+    def _sums(self, site: Site, positions: int) -> tuple[Moments, Moments] | None:
         module: Any = self.model.get_submodule(site.layer)
 
         def visits() -> Any:
@@ -144,10 +154,9 @@ class _Probe:
 
         if getattr(module, "groups", 1) != 1:
             return None
-        both = gather(visits(), site.layer, module, range(len(module.weight)), positions)
-        return None if both is None else both[0] + both[1]
+        return gather(visits(), site.layer, module, range(len(module.weight)), positions)
 
-    def _refit(self, name: str, read: Sequence[int], sums: Moments | None) -> None:
+    def _refit(self, name: str, read: Sequence[int], sums: tuple[Moments, Moments] | None) -> None:
         """Makes one consumer deaf to all inputs but `read`, and refits it to those."""
         module: Any = self.model.get_submodule(name)
         if sums is None:  # Not refittable here: a grouped convolution, or one that is called twice.
@@ -159,10 +168,10 @@ class _Probe:
         kernel = module.weight[0, 0].numel()
         columns = torch.tensor([i * kernel + k for i in read for k in range(kernel)], device=module.weight.device)
         weight, bias = as_map(module, norm)
-        none = Moments(1, len(columns), weight.shape[1], module.weight.device)
         intercept = norm is not None or module.bias is not None
-        result = fit(sums.subset(columns), none, weight[:, :, columns], bias, intercept=intercept)
-        absorb(module, norm, result.spread(columns, weight.shape[2]), sums)
+        train, held_out = (part.subset(columns) for part in sums)
+        result = fit(train, held_out, weight[:, :, columns], bias, intercept=intercept, strengths=STRENGTHS[::2])
+        absorb(module, norm, result.spread(columns, weight.shape[2]), sums[0] + sums[1])
 
     def _predict(self, values: Values) -> Tensor:
         values = copied(values)
@@ -175,6 +184,6 @@ class _Probe:
     def _divergence(self) -> float:
         total = sum(
             float(F.kl_div(self._predict(values), expected, reduction="sum", log_target=True))
-            for values, expected in zip(self.saved, self.expected, strict=True)
+            for values, expected in zip(self.judges, self.expected, strict=True)
         )
         return total / sum(len(expected) for expected in self.expected)
