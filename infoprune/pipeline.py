@@ -16,6 +16,7 @@ from infoprune.choosing import Choosing
 from infoprune.encoding import from_json, to_json
 from infoprune.exporting import export
 from infoprune.histories import read_history
+from infoprune.planes import read_planes
 from infoprune.profiling import profile
 from infoprune.pruning import prune
 from infoprune.recipe import Recipe
@@ -90,7 +91,7 @@ class Run(Choosing):
         """Trains the repaired model with the unpruned one as teacher and writes `finetuned.safetensors`."""
         self.repair()
         options = self.settings.verbs["finetune"]
-        given = {**options, "batch_size": self.settings.run.batch_size}
+        given = {**options, "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
         made_from = self._made_from(given, self._file("repaired"), calibrated=False)
 
         def make() -> None:
@@ -98,6 +99,11 @@ class Run(Choosing):
 
         self._step("finetune", self._file("finetuned"), made_from, make, together=True)
         self._epochs("finetune", made_from).clear()
+
+    def _plane_wanted(self) -> dict[str, int]:
+        """What makes a training stale that took no look, or another one, at the information plane."""
+        points = self.settings.plane.points
+        return {"plane": points} if points else {}
 
     def evaluate(self) -> None:
         """Measures all four stages on the test split and writes `metrics.json`."""
@@ -171,6 +177,7 @@ class Run(Choosing):
             verification=from_json(proof, Verification, "metrics.json"),
             findings=self.findings(),
             history=read_history(self.out / "history.csv"),
+            planes=read_planes(self._plane_file("finetune")) if self.settings.plane.points else {},
             versions={
                 "infoprune": __version__,
                 "Python": platform.python_version(),
@@ -185,7 +192,7 @@ class Run(Choosing):
             torch.manual_seed(self.settings.run.seed)
             model = checkpoint.build(self.settings.model).to(self.device)
             self.progress.step("train", "running")
-            given = {**self.settings.verbs["train"], "batch_size": self.settings.run.batch_size}
+            given = {**self.settings.verbs["train"], "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
             made_from = self._made_from(given, calibrated=False)
             self._fit("train", model, None, made_from)
             self._epochs("train", made_from).clear()

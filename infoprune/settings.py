@@ -85,6 +85,32 @@ class CalibrationOptions:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlaneOptions:
+    """The table `[plane]`.
+
+    Args:
+        points: how many steps of `train` and `finetune` the information plane is taken at, evenly in the logarithm of
+            the step, the start and the end among them; 0 for none. Each costs one pass over the calibration batches.
+    """
+
+    points: int = 0
+
+    def __post_init__(self) -> None:
+        if self.points < 0 or self.points == 1:
+            raise UserError(f"[plane] points = {self.points}: expected 0, or 2 or more")
+
+    def steps(self, total: int) -> set[int]:
+        """The steps at which it is taken.
+
+        >>> sorted(PlaneOptions(points=5).steps(1000))
+        [0, 1, 10, 100, 1000]
+        """
+        if not self.points:
+            return set()
+        return {0} | {round(total ** (k / max(1, self.points - 2))) for k in range(self.points - 1)}
+
+
 @dataclass(frozen=True)
 class Settings:
     """All tables of a recipe, bound.
@@ -100,6 +126,7 @@ class Settings:
     recipe: Recipe
     run: RunOptions
     calibration: CalibrationOptions
+    plane: PlaneOptions
     model: ModelReference
     weights: str | None
     data: tuple[str, Mapping[str, Any]]
@@ -118,7 +145,7 @@ def bind_recipe(recipe: Recipe) -> Settings:
     Raises:
         UserError: for an unknown table, option, analysis, model or data set, and for a value of the wrong type.
     """
-    known = ("run", "model", "data", "calibration", "analyses", *VERBS)
+    known = ("run", "model", "data", "calibration", "plane", "analyses", *VERBS)
     for name in recipe.tables:
         if name not in known:
             raise UserError(f"no table [{name}] in recipes{did_you_mean(name, known)}")
@@ -128,6 +155,7 @@ def bind_recipe(recipe: Recipe) -> Settings:
         recipe=recipe,
         run=RunOptions(**bind(RunOptions, recipe.table("run"), "run")),
         calibration=CalibrationOptions(**bind(CalibrationOptions, recipe.table("calibration"), "calibration")),
+        plane=PlaneOptions(**bind(PlaneOptions, recipe.table("plane"), "plane")),
         model=model,
         weights=weights,
         data=_data(recipe.table("data")),
@@ -181,7 +209,7 @@ def tables() -> list[str]:
     kinds: tuple[registry.Kind, ...] = ("models", "datasets", "analyses")
     heads = {"models": "model", "datasets": "data", "analyses": "analyses"}
     named = [f"{heads[kind]}.{name}" for kind in kinds for name in registry.names(kind)]
-    return ["run", "calibration", *VERBS, *named]
+    return ["run", "calibration", "plane", *VERBS, *named]
 
 
 def describe(table: str) -> list[tuple[str, str, str, str]]:
@@ -199,7 +227,7 @@ def describe(table: str) -> list[tuple[str, str, str, str]]:
         kinds: dict[str, registry.Kind] = {"model": "models", "data": "datasets", "analyses": "analyses"}
         verb = registry.find(kinds[head], name)
     else:
-        known = {"run": RunOptions, "calibration": CalibrationOptions, **VERBS}
+        known = {"run": RunOptions, "calibration": CalibrationOptions, "plane": PlaneOptions, **VERBS}
         if table not in known:
             raise UserError(f"no recipe table '{table}'{did_you_mean(table, tables())}")
         verb = known[table]

@@ -14,6 +14,7 @@ from infoprune.artifacts import Analysis, ChannelGraph, Plan
 from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
 from infoprune.histories import write_history
+from infoprune.planes import PlaneFile
 from infoprune.planning.masks import compose
 from infoprune.pruning import channel_graph, check_kept
 from infoprune.recipe import Recipe
@@ -208,7 +209,8 @@ class Workspace:
         options, (stage, history) = self.settings.verbs[verb], FITS[verb]
         epochs, seed = self._epochs(verb, made_from), self.settings.run.seed
         batches, validation = self._batches("train"), self._batches("validation")
-        records = finetune(model, batches, validation, teacher, self._advance(verb), epochs, seed=seed, **options)
+        watch = self._watch(verb, model, made_from)
+        records = finetune(model, batches, validation, teacher, watch, epochs, seed=seed, **options)
         other: Literal["best", "last"] = "best" if options["keep"] == "last" else "last"
         if distributed.is_first():
             write_history(self.out / history, records)
@@ -219,6 +221,24 @@ class Workspace:
             self._save(f"{stage}-{other}", twin, made_from)
         self._save(stage, model, made_from)
         distributed.wait()
+
+    def _watch(self, verb: str, model: nn.Module, made_from: Mapping[str, Any]) -> Callable[[int, int], None]:
+        """What is done after each step of a training: progress, and a look at the information plane."""
+        advance = self._advance(verb)
+        if not self.settings.plane.points or not distributed.is_first():
+            return advance
+        options = self.settings.analyses.get("information_plane", {})
+        planes = PlaneFile(self._plane_file(verb), made_from, self.settings.plane.steps, options)
+        planes.look(model, self.calibration, 0, 1)
+
+        def watch(done: int, total: int) -> None:
+            advance(done, total)
+            planes.look(model, self.calibration, done, total)
+
+        return watch
+
+    def _plane_file(self, verb: str) -> Path:
+        return self.out / f"plane-{FITS[verb][0]}.json"
 
     def _epochs(self, verb: str, made_from: Mapping[str, Any]) -> EpochFile:
         """Where the state of a training lies until its artifact is written."""

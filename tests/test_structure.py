@@ -33,6 +33,7 @@ FLOORS = {
     "checkpoint": 4,
     "reporting": 4,
     "histories": 4,
+    "planes": 4,
     "resuming": 4,
     "settings": 4,
     "workspace": 5,

@@ -23,6 +23,7 @@ class ReportContents:
         verification: how far the pruned model is from its masked twin.
         findings: what the analyses found.
         history: the epochs of fine-tuning.
+        planes: what `information_plane` found after some steps of fine-tuning, by step.
         versions: what the run was made with.
         notes: anything else worth saying, one sentence each.
     """
@@ -34,6 +35,7 @@ class ReportContents:
     verification: Verification | None = None
     findings: Sequence[Finding] = ()
     history: Sequence[EpochRecord] = ()
+    planes: Mapping[int, Finding] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -90,4 +92,5 @@ def render(contents: ReportContents) -> str:
         findings=[(each, figures.of_finding(each), figures.numbered(each)) for each in contents.findings],
         flag_meanings=wording.FLAG_MEANINGS,
         curves=figures.curves(contents.history),
+        planes=figures.planes(contents.planes),
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from infoprune.analyses.information_plane import COORDINATES, trajectories
 from infoprune.artifacts import EpochRecord, Finding, Measure, Plan
 from infoprune.reporting.canvas import FAINT, MARK, NAMED, NEW, OLD, label, legend, panels, style, svg
 
@@ -93,6 +94,28 @@ def curves(history: Sequence[EpochRecord]) -> "Markup | None":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes)
     return svg(figure, "Loss and accuracy over the epochs of fine-tuning")
+
+
+@style()
+def planes(steps: Mapping[int, Finding]) -> "Markup | None":
+    """The ways of all layers through the plane and the modified plane while the network was trained."""
+    from matplotlib.colors import LogNorm
+
+    if len(steps) < 2:
+        return None
+    figure, both = panels(1, 2, height=3.4)
+    for axes, modified in zip(both, (False, True), strict=True):
+        paths = trajectories(steps, modified=modified)
+        for number, path in enumerate(paths.values(), start=1):
+            step, x, y = path.T.tolist()
+            axes.plot(x, y, "-", color=FAINT, linewidth=1, zorder=1)
+            drawn = axes.scatter(x, y, c=[s + 1 for s in step], norm=LogNorm(1, max(steps) + 1), s=16, zorder=2)
+            if len(paths) <= NAMED:
+                axes.annotate(str(number), (x[-1], y[-1]), (3, 3), textcoords="offset points", fontsize=8)
+        across, up = COORDINATES[modified]
+        axes.set(xlabel=f"{across}, bits", ylabel=f"{up}, bits")
+    figure.colorbar(drawn, ax=both, label="step + 1")
+    return svg(figure, "Information planes by training step")
 
 
 def _spread(layers: Sequence[str], values: Mapping[str, Tensor], unit: str, title: str) -> "Markup":
