@@ -17,8 +17,8 @@ from infoprune.artifacts.layers import PRODUCERS, has_width, input_width, is_dep
 from infoprune.cutting import pruners
 from infoprune.errors import UserError
 
-# Couplings (a channel at a layer or an operation) that are followed for one group. The largest group of DenseNet-201
-# has 0.2 million; where index maps run in circles, as in window attention, there is no end to them.
+# Couplings (a channel at a layer or an operation) that are followed for one group. The largest group of torchvision's
+# largest CNNs has a quarter of that; where index maps run in circles, as in window attention, there is no end to them.
 LIMIT = 1_000_000
 Side = Literal["out", "in"]
 

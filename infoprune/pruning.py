@@ -33,6 +33,12 @@ def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()
     Raises:
         UserError: where the model cannot be traced, or runs no convolution or linear layer.
     """
+    graph, twin = _untried(model, example, removed)
+    return _tried(model, graph, [group.name for group in graph.groups if not group.refusal], example, twin)
+
+
+def _untried(model: nn.Module, example: Tensor, removed: Sequence[str]) -> tuple[ChannelGraph, nn.Module]:
+    """The graph as the operations tell it, and a copy of the model to try it on."""
     twin = traceable_copy(model)
     whole = None
     if removed:
@@ -45,11 +51,11 @@ def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()
         raise UserError("the model runs no convolution or linear layer on the example, so there is nothing to prune")
     groups = find_groups(twin, example, [cost.layer for cost in costs if cost.macs])
     shape = tuple(example.shape[1:])
-    return _tried(model, ChannelGraph(tuple(groups), costs, shape, fixed, tuple(removed), whole), example, twin)
+    return ChannelGraph(tuple(groups), costs, shape, fixed, tuple(removed), whole), twin
 
 
-def _tried(model: nn.Module, graph: ChannelGraph, example: Tensor, twin: nn.Module) -> ChannelGraph:
-    """The graph with every group refused whose cut, tried at random, does not compute what masking it does.
+def _tried(model: nn.Module, graph: ChannelGraph, names: list[str], example: Tensor, twin: nn.Module) -> ChannelGraph:
+    """The graph with those of the named groups refused whose cut, at random, does not compute what masking them does.
 
     Operations alone do not tell it all: views of a fixed size, means over channels and whatever else a forward may do.
     """
@@ -82,13 +88,12 @@ def _tried(model: nn.Module, graph: ChannelGraph, example: Tensor, twin: nn.Modu
             return left
         return left + right
 
-    free = [group.name for group in graph.groups if not group.refusal]
-    if problem(free, twin):
+    if problem(names, twin):
         if words := problem([]):
             raise UserError(
                 f"a copy of the model does not compute what the model does, so nothing can be proven: {words}"
             )
-        sound(free)
+        sound(names)
     groups = (replace(group, refusal=refusals.get(group.name, group.refusal)) for group in graph.groups)
     return replace(graph, groups=tuple(groups))
 
@@ -114,7 +119,11 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         UserError: for a group or a block that the model lacks or that cannot be pruned, and for indices out of range,
             unsorted, repeated, empty, or not aligned with a grouped convolution. Nothing is pruned then.
     """
-    graph = channel_graph(model, _example_for(model, plan.input_shape), plan.removed)
+    example = _example_for(model, plan.input_shape)
+    graph, twin = _untried(model, example, plan.removed)
+    free = [group.name for group in graph.groups if group.name in plan.kept() and not group.refusal]
+    graph = _tried(model, graph, free, example, twin)
+    del twin  # before the next copy is made
     groups = {group.name: group for group in graph.groups}
     for name, kept in plan.kept().items():
         if name not in groups:
