@@ -78,15 +78,19 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], set[int]]:
 def _tensors(output: object) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
-    elif output is not None:
-        for part in output.values() if isinstance(output, Mapping) else output:  # type: ignore[attr-defined]
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(part)
+    elif output is not None:
+        raise UserError(
+            f"the model puts out a {type(output).__name__}; expected a tensor, or tuples or mappings of them"
+        )
 
 
 def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     graph = pruners(model)
     with _quiet(), torch.enable_grad():
-        graph.build_dependency(model, example[:1])
+        graph.build_dependency(model, example[:1], output_transform=lambda output: list(_tensors(output)))
     return graph
 
 

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from infoprune.errors import UserError
 from infoprune.profiling import count_macs
@@ -56,12 +58,6 @@ class Flipped(Net):
         return self.head(self.two(F.relu(self.one(images)).flip(1)).mean((2, 3)))
 
 
-class HalvesUsed(Net):
-    def forward(self, images: Tensor) -> Tensor:
-        left, right = self.one(images).chunk(2, 1)
-        return self.head(self.two(torch.cat([F.relu(right), left], 1)).mean((2, 3)))
-
-
 class FeaturesToo(Net):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         maps = self.two(F.relu(self.one(images)))
@@ -101,9 +97,54 @@ def test_what_mixes_or_fixes_channels_is_refused(kind: type[Net], layer: str, re
         assert ("one" in refused) != ("two" in refused)  # and the other is cut
 
 
-def test_halves_that_change_places(prove: Prove) -> None:
-    _, refused = prove(HalvesUsed().eval(), torch.randn(IMAGES))
-    assert "two" not in refused
+def gated(net: Net, images: Tensor) -> Tensor:
+    left, right = F.relu(net.one(images)).split(4, 1)
+    return net.head(net.two(torch.cat([left * right.sigmoid(), right], 1)).mean((2, 3)))
+
+
+def attended(net: Net, images: Tensor) -> Tensor:
+    rows = net.one(images).flatten(2) / 8
+    mixed = ((rows @ rows.transpose(1, 2)).softmax(2) @ rows).view(-1, rows.shape[1], 8, 8)
+    return net.head(net.two(mixed).mean((2, 3)))
+
+
+# Forwards, and the groups beside the head that have to be refused.
+FORWARDS: dict[str, tuple[Callable[[Net, Tensor], object], set[str]]] = {
+    "channels by index": (
+        lambda net, images: net.head(net.two(net.one(images)[:, [1, 0, 3, 2, 5, 4, 7, 6]]).mean((2, 3))),
+        {"one"},
+    ),
+    "a constant per channel": (
+        lambda net, images: net.head(net.two(net.one(images) - torch.arange(8).view(8, 1, 1)).mean((2, 3))),
+        {"one"},
+    ),
+    "halves that gate each other": (gated, {"one"}),
+    "attention over channels": (attended, {"one"}),
+    "recomputed in backward": (
+        lambda net, images: net.head(net.two(checkpoint(net.one, images, use_reentrant=False)).mean((2, 3))),
+        set(),
+    ),
+    "nothing among the outputs": (
+        lambda net, images: {"logits": [net.head(net.two(net.one(images)).mean((2, 3)))], "loss": None},
+        set(),
+    ),
+    "einsum": (
+        lambda net, images: net.head(torch.einsum("nchw,hw->nc", net.two(net.one(images)), torch.eye(8))),
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forwards_of_all_kinds(name: str, prove: Prove) -> None:
+    run, expected = FORWARDS[name]
+
+    class Own(Net):
+        def forward(self, images: Tensor) -> object:  # type: ignore[override]
+            return run(self, images)
+
+    _, refused = prove(Own().eval(), torch.randn(IMAGES))
+    assert set(refused) == {*expected, "head"}
 
 
 def test_a_forward_without_gradients_is_cut_where_one_layer_feeds_the_next(prove: Prove) -> None:
@@ -226,6 +267,13 @@ def test_models_that_cannot_be_proven() -> None:
 
     with pytest.raises(UserError, match="does not compute what the model does"):
         channel_graph(Noisy().eval(), torch.randn(IMAGES))
+
+    class Wrapped(Net):
+        def forward(self, images: Tensor) -> object:  # type: ignore[override]
+            return SimpleNamespace(logits=super().forward(images))
+
+    with pytest.raises(UserError, match="puts out a SimpleNamespace; expected a tensor"):
+        channel_graph(Wrapped().eval(), torch.randn(IMAGES))
     with pytest.raises(UserError, match="lazy layers without shapes; run it once"):
         channel_graph(nn.Sequential(nn.LazyConv2d(4, 3)), torch.randn(IMAGES))
 
