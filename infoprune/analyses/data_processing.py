@@ -38,7 +38,8 @@ class DataProcessing:
     Forward I(X;T_1) ≥ I(X;T_2) ≥ … ≥ I(X;T_K); backward I(δ_K;δ_{K−1}) ≥ … ≥ I(δ_K;δ_1), δ_k the loss gradient at layer
     k's output. Each step's drop stands at the later layer with a bootstrap interval over mini-batches; "violated" is 1
     where the whole interval is below 0. I(T;Y), and both less their chance value, stand beside. Layers of different
-    size have different kernels, so that a violation of a few tenths of a bit can be the estimator's.
+    size have different kernels, so that a violation of a few tenths of a bit can be the estimator's, and up to one bit
+    where maps turn into single numbers.
 
     A block is removable where, from what comes in to what comes out, neither the loss of I(X;T) nor the gain of I(T;Y),
     both less their chance value, lies above the noise. Blocks are recognised by names: modules whose convolutions lead
