@@ -103,7 +103,7 @@ class Choosing(Workspace):
         blocks = any(finding.removable for finding in self.findings()) and depth["depth_by"] != []
         if options["masks"] is None and (blocks or depth["remove"]):
             files.append(self._choose_blocks())
-        if options["allocation"] == "sensitivity":
+        if _by_sensitivity(options):
             files.append(self._measure_sensitivity())
         if {options["latency"], options["latency_ms"]} != {None} or self.settings.verbs["search"][
             "budget"
@@ -227,7 +227,12 @@ class Choosing(Workspace):
             graph = self.graph_of(removed)
             scores = {group.name: ranking.scores(group) for group in graph.groups if not group.refusal}
             few = self.calibration[:SENSITIVITY_BATCHES]
-            table = measure_sensitivity(self.base, graph, scores, few, self._advance("sensitivity"), **options)
+            try:
+                table = measure_sensitivity(self.base, graph, scores, few, self._advance("sensitivity"), **options)
+            except UserError:
+                if how["allocation"] is not None:
+                    raise
+                table = {}  # Not every model can be traced, and nobody asked for it: widths are uniform then.
             store.write_json(path, {MADE_FROM: made_from, "losses": table})
 
         self._step("sensitivity", path, made_from, make)
@@ -235,7 +240,7 @@ class Choosing(Workspace):
 
     def sensitivity(self) -> dict[str, dict[int, float]]:
         """Per group, width -> loss, as measured; empty where the plan needs none."""
-        if self.settings.verbs["plan"]["allocation"] != "sensitivity":
+        if not _by_sensitivity(self.settings.verbs["plan"]):
             return {}
         losses = store.read_json(self.out / "sensitivity.json").get("losses", {})
         return {group: {int(width): loss for width, loss in row.items()} for group, row in losses.items()}
@@ -260,3 +265,9 @@ class Choosing(Workspace):
     def _timings(self) -> Timings:
         path = self.out / "timings.json"
         return from_json(store.read_json(path), Timings, str(path))
+
+
+def _by_sensitivity(options: Mapping[str, Any]) -> bool:
+    """Whether a plan with these options goes by measured sensitivity, where there is any."""
+    asked = options["allocation"] in ("sensitivity", None) and options["width_as"] != "prior"
+    return asked and options["masks"] is None

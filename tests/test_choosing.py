@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import infoprune
-from infoprune import checkpoint, choosing, pipeline, store
+from infoprune import checkpoint, choosing, pipeline, recipe, store
 from infoprune.artifacts import ChannelGraph, Finding, LayerTimes, Plan, Timings
 from infoprune.errors import UserError
 from infoprune.planning import first_channels
@@ -189,3 +189,28 @@ def test_second_round_on_a_pruned_checkpoint(tmp_path: Path) -> None:
     assert (plan.macs_before, plan.removed) == (first.planned.macs_before, ("layer3.1",))
     _, log = run(tmp_path / "2", *FAST, weights, "plan.macs=0.6", until="evaluate")
     assert log.of("done") == []
+
+
+def test_widths_go_by_sensitivity_unless_something_else_is_asked_for(tmp_path: Path) -> None:
+    asked = [*FAST, "sensitivity.shares=[0.5]", "plan.min_share=0.5", "plan.macs=0.6"]
+    job = pipeline.Run(recipe.read("digits", asked), tmp_path)
+    job.until("plan")
+    assert (tmp_path / "sensitivity.json").exists()
+    assert all(group.reason.startswith("sensitivity width") for group in job.planned.groups)
+    for other in ("plan.allocation=uniform", "plan.width_as=prior", "plan.masks={}"):
+        job = pipeline.Run(recipe.read("digits", [*asked, other]), tmp_path / other)
+        job.until("plan")
+        assert not (tmp_path / other / "sensitivity.json").exists()
+
+
+def test_models_that_cannot_be_traced_get_uniform_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("torch.fx cannot trace the model")
+
+    monkeypatch.setattr(choosing, "measure_sensitivity", refuse)
+    job = pipeline.Run(recipe.read("digits", list(FAST)), tmp_path / "1")
+    job.until("plan")
+    assert all(group.reason.startswith("uniform width") for group in job.planned.groups)
+    asked = pipeline.Run(recipe.read("digits", [*FAST, "plan.allocation=sensitivity"]), tmp_path / "2")
+    with pytest.raises(UserError, match="cannot trace"):
+        asked.until("plan")

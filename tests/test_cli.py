@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from infoprune import cli
 
-QUICK = ["--set", "finetune.epochs=0", "--set", "evaluate.latency_repeats=2", "--set", "calibration.batches=2", "-q"]
+QUICK = ["finetune.epochs=0", "evaluate.latency_repeats=2", "calibration.batches=2", "plan.allocation=uniform"]
+QUICK = ["-q", *(part for override in QUICK for part in ("--set", override))]
 
 
 def call(*arguments: str | Path) -> Result:

@@ -14,6 +14,7 @@ from infoprune import checkpoint, pipeline, recipe, store
 from infoprune.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "digits.json"
+UNIFORM = "plan.allocation=uniform"  # most of these tests need no measured widths, which take seconds
 QUICK = ["finetune.epochs=1", "evaluate.latency_repeats=3", "evaluate.latency_warmup=1"]
 
 
@@ -37,7 +38,7 @@ class Log:
 
 def run(out: Path, *overrides: str, until: str = "report") -> tuple[pipeline.Run, Log]:
     log = Log()
-    job = pipeline.Run(recipe.read("digits", [*QUICK, *overrides]), out, log)
+    job = pipeline.Run(recipe.read("digits", [*QUICK, UNIFORM, *overrides]), out, log)
     job.until(until)
     return job, log
 

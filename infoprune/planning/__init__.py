@@ -36,7 +36,7 @@ def plan(
     redundancy_weight: float = 0.5,
     reduce: Reduce = "mean",
     scale: Scale = "standardized",
-    allocation: Allocation = "uniform",
+    allocation: Allocation | None = None,
     width_by: list[str] | None = None,
     width_as: WidthAs = "floor",
     round_to: int = 1,
@@ -72,7 +72,8 @@ def plan(
         scale: what the scores of several layers or analyses are brought to before they are joined.
         allocation: how groups share the loss: "uniform" gives each the same share of its width, "global" ranks the
             channels of all groups together by score relative to their group's mean, "sensitivity" cuts where measured
-            loss per unit of the budget is least.
+            loss per unit of the budget is least; if not given, "sensitivity" where it was measured (a run measures it
+            wherever the model can be traced), else "uniform".
         width_by: analyses whose recommended widths are heeded (their median); if not given, `cmi_permutation` where
             it ran.
         width_as: what they are: a "floor" as far as the budget allows, a "ceiling", or the "prior" that all widths
@@ -105,6 +106,8 @@ def plan(
     limits = {"macs": macs, "parameters": parameters, "bytes": bytes, "latency": latency, "latency_ms": latency_ms}
     budget = budget_of(graph, **limits, predict=predict)
     budget.check({group.name: constraints.floor(group) for group in free})
+    if allocation is None:
+        allocation = "sensitivity" if sensitivity and width_as != "prior" else "uniform"
     advisers = advising(findings, width_by)
     if advisers and width_as == "prior" and allocation != "uniform":
         raise UserError(
