@@ -1,4 +1,4 @@
-"""Takes channels out of a copy of a model, by torch-pruning's pruners and two of our own."""
+"""Takes channels out of a copy of a model, by torch-pruning's pruners and one of our own for norms."""
 
 import copy
 from collections.abc import Sequence

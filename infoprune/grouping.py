@@ -47,13 +47,15 @@ def find_groups(model: nn.Module, example: Tensor, layers: Sequence[str]) -> lis
     else:
         groups = []
         names = {module: name for name, module in model.named_modules()}
+        seen: set[str] = set()
         for layer in layers:
-            if not any(member.layer == layer for group in groups for member in group.members if member.side == "out"):
+            if layer not in seen:
                 groups.append(_channel_group(graph, layer, model.get_submodule(layer), names))
+                seen.update(member.layer for member in groups[-1].members if member.side == "out")
         # Its nodes hold each other, the trace's activations and the model; they would stay until the next collection.
         for node in graph.module2node.values():
             vars(node).clear()
-    return [replace(group, refusal=group.refusal or _problem(group, model, used)) for group in groups]
+    return _checked(groups, model, used)
 
 
 def _run(model: nn.Module, example: Tensor) -> tuple[list[str], set[int]]:
@@ -220,33 +222,41 @@ def _member_problem(member: Member, module: nn.Module) -> str:
     return ""
 
 
-def _problem(group: ChannelGroup, model: nn.Module, used: set[int]) -> str:
+def _checked(groups: Sequence[ChannelGroup], model: nn.Module, used: set[int]) -> list[ChannelGroup]:
+    """The groups, with a refusal where something outside the graph speaks against cutting."""
+    owners: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name)
+    idle: dict[int, str] = {}  # width -> a layer that takes no part in the output
+    for name, module in model.named_modules():
+        own = [*module.parameters(recurse=False)]
+        if used and own and has_width(module) and not any(id(parameter) in used for parameter in own):
+            for width in (output_width(module), input_width(module) if isinstance(module, PRODUCERS) else 0):
+                idle.setdefault(width, name)
+    return [
+        group if group.refusal else replace(group, refusal=_problem(group, model, owners, idle)) for group in groups
+    ]
+
+
+def _problem(group: ChannelGroup, model: nn.Module, owners: Mapping[int, set[str]], idle: Mapping[int, str]) -> str:
     """What speaks against cutting a group that the graph allows; empty for nothing."""
     if group.width % group.partitions:
         return f"its {group.width} channels do not divide into {group.partitions} equal parts"
     if group.width == group.partitions:
         return f"each of its {group.partitions} parts has a single channel"
-    owners: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), set()).add(name)
-    widths = set()
     for member in group.members:
         module = model.get_submodule(member.layer)
-        widths.add(output_width(module) if member.side == "out" else input_width(module))
+        width = output_width(module) if member.side == "out" else input_width(module)
         if is_parametrized(module):
             return f"'{member.layer}' computes its weights from others; remove the parametrization first"
         for parameter in module.parameters(recurse=False):
             if len(owners[id(parameter)]) > 1:
                 return f"parameters are shared: {', '.join(sorted(owners[id(parameter)]))}"
-    for name, module in model.named_modules():
-        own = [*module.parameters(recurse=False)]
-        if used and has_width(module) and own and not any(id(parameter) in used for parameter in own):
-            sides = {output_width(module), input_width(module) if isinstance(module, PRODUCERS) else 0}
-            if shared := sides & widths:
-                return (
-                    f"'{name}', with as many channels ({min(shared)}), does not take part in the output on the example "
-                    "and may read these elsewhere; remove it, or give an example that uses it"
-                )
+        if width in idle:
+            return (
+                f"'{idle[width]}', with as many channels ({width}), does not take part in the output on the example "
+                "and may read these elsewhere; remove it, or give an example that uses it"
+            )
     return ""
 
 

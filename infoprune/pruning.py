@@ -71,7 +71,7 @@ def _tried(model: nn.Module, graph: ChannelGraph, names: list[str], example: Ten
             verify(model, cut(smaller, graph, kept), graph, kept, images)
         except Exception as error:  # The library and a user's forward raise whatever they like.
             own = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
-            return f"a trial cut fails: {own}{error}"
+            return f"a trial cut fails: {own}{' '.join(str(error).split())}"
         return ""
 
     def sound(names: list[str]) -> list[str]:
