@@ -40,7 +40,7 @@ class Choosing(Workspace):
             return
         self._told.add("analyze")
         made_from = {
-            name: self._made_from(options) for name, options in self.settings.analyses.items() if name in self._analyses
+            name: self.made_from(options) for name, options in self.settings.analyses.items() if name in self._analyses
         }
         stale: dict[str, Analysis] = {
             name: analysis
@@ -85,7 +85,7 @@ class Choosing(Workspace):
         inputs += self._measurements(options)
         searching = self.settings.verbs["search"]
         wanted = searching["max_loss"] is not None
-        made_from = self._made_from({**options, "search": searching} if wanted else options, *inputs)
+        made_from = self.made_from({**options, "search": searching} if wanted else options, *inputs)
 
         def make() -> None:
             chosen = self._searched(options, searching, made_from) if wanted else self._planned(options)
@@ -158,7 +158,7 @@ class Choosing(Workspace):
         """Decides, if analyses name any or the recipe does, which blocks go; `depth.json` keeps what was tried."""
         path, options = self.out / "depth.json", self.settings.verbs["depth"]
         inputs = [self._finding_file(name) for name in self._analyses]
-        made_from = self._made_from({**options, "repair": self.settings.verbs["repair"]}, *inputs)
+        made_from = self.made_from({**options, "repair": self.settings.verbs["repair"]}, *inputs)
         trials = self.out / ".depth.json"
 
         def make() -> None:
@@ -221,7 +221,7 @@ class Choosing(Workspace):
         ranked = {key: how[key] for key in ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")}
         ranking, removed = Ranking(self.findings(), *ranked.values()), self._removed()
         inputs = [self._finding_file(finding.analysis) for finding in (*ranking.main, *ranking.more)]
-        made_from = self._made_from({**options, **ranked, "removed": removed}, *inputs)
+        made_from = self.made_from({**options, **ranked, "removed": removed}, *inputs)
 
         def make() -> None:
             graph = self.graph_of(removed)
@@ -248,7 +248,7 @@ class Choosing(Workspace):
     def _measure_timings(self) -> Path:
         """Measures, if the plan wants it, what layers take at several widths; `timings.json` keeps it."""
         path, options = self.out / "timings.json", self.settings.verbs["timings"]
-        made_from = self._made_from({**options, "device": str(self.device)})
+        made_from = self.made_from({**options, "device": str(self.device)})
 
         def narrowed(share: float) -> tuple[nn.Module, Mapping[str, int]]:
             chosen = first_channels(self.graph, share)

@@ -60,7 +60,7 @@ class Run(Choosing):
     def prune(self) -> None:
         """Removes the channels, proves the result against the masked twin, and writes `pruned.safetensors`."""
         self.plan()
-        made_from = self._made_from({}, self.out / "plan.json")
+        made_from = self.made_from({}, self.out / "plan.json")
 
         def make() -> None:
             smaller = prune(self.base, self.planned)
@@ -74,7 +74,7 @@ class Run(Choosing):
         """Brings accuracy back without training and writes `repaired.safetensors`."""
         self.prune()
         options = self.settings.verbs["repair"]
-        made_from = self._made_from(options, self._file("pruned"))
+        made_from = self.made_from(options, self._file("pruned"))
         # Gradient steps and running statistics are no sums: those methods are the first process's alone.
         shared = options["method"] == "compensate"
 
@@ -92,7 +92,7 @@ class Run(Choosing):
         self.repair()
         options = self.settings.verbs["finetune"]
         given = {**options, "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
-        made_from = self._made_from(given, self._file("repaired"), calibrated=False)
+        made_from = self.made_from(given, self._file("repaired"), calibrated=False)
 
         def make() -> None:
             self._fit("finetune", copy.deepcopy(self._model("repaired")), self.base, made_from)
@@ -109,11 +109,11 @@ class Run(Choosing):
         """Measures all four stages on the test split and writes `metrics.json`."""
         self.finetune()
         options = self.settings.verbs["evaluate"]
-        origin = self._made_from({})
+        origin = self.made_from({})
         if not self._is_there(self._file("base"), origin):
             self._save("base", self.base, origin)
             distributed.wait()
-        made_from = self._made_from(options, *(self._file(stage) for stage in STAGES), calibrated=False)
+        made_from = self.made_from(options, *(self._file(stage) for stage in STAGES), calibrated=False)
 
         def make() -> None:
             scores = {stage: self._score(stage) for stage in STAGES}
@@ -126,7 +126,7 @@ class Run(Choosing):
         self._step("evaluate", self.out / "metrics.json", made_from, make, together=True)
 
     def _score(self, stage: str) -> Score:
-        return evaluate(self._model(stage), self._batches("test"), self._advance(f"evaluate {stage}"))
+        return evaluate(self._model(stage), self.batches("test"), self._advance(f"evaluate {stage}"))
 
     def _measure(self, stage: str, score: Score, options: Mapping[str, Any]) -> StageMetrics:
         cost = profile(self._model(stage), self.calibration[0][0], **options)
@@ -142,7 +142,7 @@ class Run(Choosing):
         """Writes the fine-tuned model in other formats, each checked against it, under `export/`."""
         self.finetune()
         options, index = self.settings.verbs["export"], self.out / "export" / "export.json"
-        made_from = self._made_from(options, self._file("finetuned"))
+        made_from = self.made_from(options, self._file("finetuned"))
 
         def make() -> None:
             images = self.calibration[0][0][:8]
@@ -159,7 +159,7 @@ class Run(Choosing):
         page, index = self.out / "report.html", self.out / "report.json"
         findings = [self._finding_file(name) for name in self._analyses]
         inputs = (*findings, self.out / "plan.json", self.out / "metrics.json", self.out / "export" / "export.json")
-        made_from = self._made_from({"recipe": self.settings.recipe.text}, *inputs)
+        made_from = self.made_from({"recipe": self.settings.recipe.text}, *inputs)
 
         def make() -> None:
             reporting.report(page, self._report_contents())
@@ -193,7 +193,7 @@ class Run(Choosing):
             model = checkpoint.build(self.settings.model).to(self.device)
             self.progress.step("train", "running")
             given = {**self.settings.verbs["train"], "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
-            made_from = self._made_from(given, calibrated=False)
+            made_from = self.made_from(given, calibrated=False)
             self._fit("train", model, None, made_from)
             self._epochs("train", made_from).clear()
             self.progress.step("train", "done")

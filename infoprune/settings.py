@@ -1,6 +1,6 @@
 """A whole recipe bound to signatures before the first expensive second."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from infoprune import registry
 from infoprune.artifacts import ModelReference
 from infoprune.errors import UserError, did_you_mean
 from infoprune.exporting import export
+from infoprune.peers import CRITERIA
 from infoprune.planning import plan
 from infoprune.planning.searching import choose_blocks, search
 from infoprune.profiling import profile
@@ -33,6 +34,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "export": export,
 }
 SEEDED = ("finetune", "train")
+# How criteria are named in [compare]: the library as it comes, an analysis at uniform widths, the recipe's own way.
+PEER, UNIFORM, RECIPE = "torch_pruning.", "uniform.", "recipe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,49 @@ class PlaneOptions:
         return {0} | {round(total ** (k / max(1, self.points - 2))) for k in range(self.points - 1)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """The table `[compare]`.
+
+    Args:
+        criteria: what to compare: analyses that give importance, under the recipe's plan; "uniform.NAME", the same at
+            uniform widths; "torch_pruning.NAME", that library as it comes; "recipe", the recipe's own ranking.
+        shares: budgets in multiply-accumulates, as shares of the unpruned network's.
+        seeds: repetitions of what is random.
+        controls: whether random filters at the recipe's widths, uniform L2, and (with fine-tuning) a small dense
+            network of the recipe's widths trained from scratch stand beside it.
+        cut: whether networks are also measured without repair.
+        epochs: of fine-tuning, as `[finetune]` says otherwise; 0 for none.
+    """
+
+    criteria: Sequence[str] = ("recipe", "l1", "l2", "taylor", "torch_pruning.l2", "torch_pruning.taylor")
+    shares: Sequence[float] = (0.67, 0.47, 0.38, 0.25, 0.125)
+    seeds: int = 3
+    controls: bool = True
+    cut: bool = True
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shares or not all(0 < share <= 1 for share in self.shares):
+            raise UserError(f"[compare] shares = {list(self.shares)}: expected numbers above 0 and up to 1")
+        if self.seeds < 1 or self.epochs < 0 or not self.criteria:
+            raise UserError("[compare] needs at least one criterion and one seed, and 0 epochs or more")
+        for name in self.criteria:
+            kind, _, rest = name.rpartition(".")
+            known = CRITERIA if kind == PEER.rstrip(".") else (*registry.names("analyses"), RECIPE)
+            if rest not in known and ":" not in name:
+                raise UserError(f"[compare] criteria: no '{name}'{did_you_mean(rest, known)}")
+
+
+# Tables that belong to no verb.
+TABLES: dict[str, type[Any]] = {
+    "run": RunOptions,
+    "calibration": CalibrationOptions,
+    "plane": PlaneOptions,
+    "compare": CompareOptions,
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """All tables of a recipe, bound.
@@ -127,6 +173,7 @@ class Settings:
     run: RunOptions
     calibration: CalibrationOptions
     plane: PlaneOptions
+    compare: CompareOptions
     model: ModelReference
     weights: str | None
     data: tuple[str, Mapping[str, Any]]
@@ -145,7 +192,7 @@ def bind_recipe(recipe: Recipe) -> Settings:
     Raises:
         UserError: for an unknown table, option, analysis, model or data set, and for a value of the wrong type.
     """
-    known = ("run", "model", "data", "calibration", "plane", "analyses", *VERBS)
+    known = ("model", "data", "analyses", *TABLES, *VERBS)
     for name in recipe.tables:
         if name not in known:
             raise UserError(f"no table [{name}] in recipes{did_you_mean(name, known)}")
@@ -153,9 +200,7 @@ def bind_recipe(recipe: Recipe) -> Settings:
     model, weights = _model(recipe.table("model"))
     return Settings(
         recipe=recipe,
-        run=RunOptions(**bind(RunOptions, recipe.table("run"), "run")),
-        calibration=CalibrationOptions(**bind(CalibrationOptions, recipe.table("calibration"), "calibration")),
-        plane=PlaneOptions(**bind(PlaneOptions, recipe.table("plane"), "plane")),
+        **{name: table(**bind(table, recipe.table(name), name)) for name, table in TABLES.items()},
         model=model,
         weights=weights,
         data=_data(recipe.table("data")),
@@ -209,7 +254,7 @@ def tables() -> list[str]:
     kinds: tuple[registry.Kind, ...] = ("models", "datasets", "analyses")
     heads = {"models": "model", "datasets": "data", "analyses": "analyses"}
     named = [f"{heads[kind]}.{name}" for kind in kinds for name in registry.names(kind)]
-    return ["run", "calibration", "plane", *VERBS, *named]
+    return [*TABLES, *VERBS, *named]
 
 
 def describe(table: str) -> list[tuple[str, str, str, str]]:
@@ -227,7 +272,13 @@ def describe(table: str) -> list[tuple[str, str, str, str]]:
         kinds: dict[str, registry.Kind] = {"model": "models", "data": "datasets", "analyses": "analyses"}
         verb = registry.find(kinds[head], name)
     else:
-        known = {"run": RunOptions, "calibration": CalibrationOptions, "plane": PlaneOptions, **VERBS}
+        known = {
+            "run": RunOptions,
+            "calibration": CalibrationOptions,
+            "plane": PlaneOptions,
+            "compare": CompareOptions,
+            **VERBS,
+        }
         if table not in known:
             raise UserError(f"no recipe table '{table}'{did_you_mean(table, tables())}")
         verb = known[table]

@@ -141,7 +141,8 @@ class Workspace:
             "seed": self.settings.run.seed,
         }
 
-    def _made_from(self, options: Mapping[str, Any], *inputs: Path, calibrated: bool = True) -> dict[str, Any]:
+    def made_from(self, options: Mapping[str, Any], *inputs: Path, calibrated: bool = True) -> dict[str, Any]:
+        """Under which an artifact is known to come from these options and inputs, this model and this data."""
         made_from: dict[str, Any] = to_json(
             {
                 "version": __version__,
@@ -208,7 +209,7 @@ class Workspace:
         """
         options, (stage, history) = self.settings.verbs[verb], FITS[verb]
         epochs, seed = self._epochs(verb, made_from), self.settings.run.seed
-        batches, validation = self._batches("train"), self._batches("validation")
+        batches, validation = self.batches("train"), self.batches("validation")
         watch = self._watch(verb, model, made_from)
         records = finetune(model, batches, validation, teacher, watch, epochs, seed=seed, **options)
         other: Literal["best", "last"] = "best" if options["keep"] == "last" else "last"
@@ -247,11 +248,16 @@ class Workspace:
     def _advance(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress.advance(what, done, total)
 
-    def _batches(self, split: SplitName) -> Batches:
-        seed = self.settings.run.seed if split == "train" else None
-        size = self.settings.run.batch_size
+    def batches(self, split: SplitName, seed: int | None = None) -> Batches:
+        """A split; the training one is augmented, and shuffled by a seed, the recipe's if not given."""
+        training = split == "train"
         return self.data.batches(
-            split, batch_size=size, seed=seed, augment=split == "train", device=self.device, shared=True
+            split,
+            batch_size=self.settings.run.batch_size,
+            seed=(self.settings.run.seed if seed is None else seed) if training else None,
+            augment=training,
+            device=self.device,
+            shared=True,
         )
 
     @cached_property

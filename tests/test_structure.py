@@ -39,6 +39,7 @@ FLOORS = {
     "workspace": 5,
     "choosing": 6,
     "advising": 7,
+    "comparing": 7,
     "pipeline": 7,
     "cli": 8,
     "__main__": 9,
@@ -49,6 +50,7 @@ ANNEXES = {
     "grouping": "pruning",
     "timing": "profiling",
     "narrowing": "checkpoint",
+    "peers": "pruning",
     "starting": "settings",
     "diagnosing": "settings",
 }

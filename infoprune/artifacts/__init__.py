@@ -3,7 +3,7 @@
 from infoprune.artifacts.channels import ChannelGraph, ChannelGroup, Member, width_of
 from infoprune.artifacts.costs import Cost, LayerCost
 from infoprune.artifacts.findings import Analysis, Finding, Flag, Joinable, Measure
-from infoprune.artifacts.metrics import EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
+from infoprune.artifacts.metrics import Cell, EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
 from infoprune.artifacts.plans import GroupPlan, Plan
 from infoprune.artifacts.timings import LayerTimes, Timings
 from infoprune.artifacts.views import BatchView, LayerView, Memo
@@ -11,6 +11,7 @@ from infoprune.artifacts.views import BatchView, LayerView, Memo
 __all__ = [
     "Analysis",
     "BatchView",
+    "Cell",
     "ChannelGraph",
     "ChannelGroup",
     "Cost",

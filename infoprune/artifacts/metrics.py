@@ -80,6 +80,35 @@ class StageMetrics:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One criterion at one budget with one seed.
+
+    Attributes:
+        criterion: an analysis that ranks under the recipe's own plan, `uniform.NAME` at uniform widths,
+            `torch_pruning.NAME` as that library comes, "recipe", or a control.
+        share: budget in multiply-accumulates, as a share of the unpruned network's.
+        seed: of what is random in it.
+        macs, parameters: what is left.
+        latency_ms: median time of a forward pass.
+        cut, repaired, finetuned: share of correct predictions on the test split, 0..1; `None` where not asked for.
+        validation: the same on the validation split, of the last stage.
+        seconds: what it took to choose the filters: analysis, sensitivities, planning.
+    """
+
+    criterion: str
+    share: float
+    seed: int
+    macs: int
+    parameters: int
+    latency_ms: float
+    cut: float | None
+    repaired: float | None
+    finetuned: float | None
+    validation: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class ModelReference:
     """How to build the unpruned architecture again.
 

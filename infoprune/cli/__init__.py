@@ -4,6 +4,7 @@ import click
 
 from infoprune import __version__
 from infoprune.cli.advice import depth, inspect, widths
+from infoprune.cli.comparison import compare
 from infoprune.cli.reference import check_estimator, doctor, new, options, recipes
 from infoprune.cli.steps import STEPS, run, step_commands, train
 
@@ -30,5 +31,18 @@ def main() -> None:
     """
 
 
-for command in (run, *step_commands(), train, inspect, widths, depth, options, recipes, new, doctor, check_estimator):
+for command in (
+    run,
+    *step_commands(),
+    train,
+    inspect,
+    widths,
+    depth,
+    compare,
+    options,
+    recipes,
+    new,
+    doctor,
+    check_estimator,
+):
     main.add_command(command)

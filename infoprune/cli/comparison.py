@@ -1,0 +1,72 @@
+"""The command `compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from infoprune.cli.display import PROCESS, Display, conclude, failures, job_for, out, recipe_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from infoprune.artifacts import Cell
+
+
+@click.command(short_help="Compare criteria at equal budgets, with controls; write compare.csv.")
+@recipe_options
+def compare(recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+    """Compare criteria at equal budgets on the recipe's model and data, before and after repair (and after fine-tuning
+    of equal length, with compare.epochs), beside controls: random filters at the same widths, uniform L2, and a small
+    dense network trained from scratch. infoprune options compare lists what can be set.
+
+    The test split is looked at once per stage of each cell; nothing is chosen on it. Interrupted, the same command goes
+    on with the cells that are missing.
+    """
+    display = Display(quiet)
+    with failures(), display.bars:
+        from infoprune import comparing
+
+        job = job_for(recipe, folder, overrides, display)
+        cells = comparing.compare(job, job.settings.compare)
+        table = cells_table(cells, job.graph.unpruned.macs)
+    if not PROCESS:
+        out.print(table)
+    conclude(job)
+
+
+def cells_table(cells: "Sequence[Cell]", whole: int) -> Table:
+    """One row per criterion and budget; means over seeds, with their deviation."""
+    stages = [name for name in ("cut", "repaired", "finetuned") if any(getattr(c, name) is not None for c in cells)]
+    table = Table("criterion", "fewer", *stages, "validation", "latency", "cost", box=box.SIMPLE)
+    for column in table.columns:
+        column.justify, column.no_wrap = "left" if column.header == "criterion" else "right", True
+    groups: dict[tuple[float, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.share, cell.criterion), []).append(cell)
+    for number, ((share, criterion), own) in enumerate(groups.items()):
+        if number and share != list(groups)[number - 1][0]:
+            table.add_section()
+        scores = [_spread([getattr(cell, name) for cell in own]) for name in (*stages, "validation")]
+        latency, seconds = (sum(getattr(c, n) for c in own) / len(own) for n in ("latency_ms", "seconds"))
+        fewer = whole / (sum(cell.macs for cell in own) / len(own))
+        table.add_row(escape(criterion), f"{fewer:.2f}×", *scores, f"{latency:.2f} ms", f"{seconds:.1f} s")
+    table.caption = "accuracy in percent, of the test split but for validation; cost: analyses, sensitivities, planning"
+    return table
+
+
+def _spread(values: "Sequence[float | None]") -> str:
+    """Mean and deviation in percent.
+
+    >>> _spread([0.5, 0.7]), _spread([0.5]), _spread([None])
+    ('60.00 ± 10.00', '50.00', '')
+    """
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = sum(known) / len(known)
+    spread = (sum((value - mean) ** 2 for value in known) / len(known)) ** 0.5
+    return f"{mean:.2f}" + (f" ± {spread:.2f}" if len(known) > 1 else "")

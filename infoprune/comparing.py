@@ -1,0 +1,236 @@
+"""Criteria at equal budgets, with controls: what a recipe's way of pruning is worth."""
+
+import copy
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from infoprune import checkpoint, distributed, registry, store
+from infoprune.analyses.baselines import Random
+from infoprune.artifacts import Cell, Finding, GroupPlan, Plan
+from infoprune.choosing import Choosing
+from infoprune.encoding import from_json, to_json
+from infoprune.errors import UserError
+from infoprune.narrowing import narrowed
+from infoprune.observing import analyze
+from infoprune.peers import masks_of
+from infoprune.planning import plan
+from infoprune.planning.ranking import Ranking, best
+from infoprune.profiling import count_parameters, measure_latency
+from infoprune.pruning import prune
+from infoprune.repairing import repair
+from infoprune.repairing.probing import measure_sensitivity
+from infoprune.settings import PEER, RECIPE, UNIFORM, CompareOptions
+from infoprune.training import evaluate, finetune
+from infoprune.workspace import MADE_FROM
+
+RANDOM, SMALL = "control.random", "control.small_dense"
+RANKED = ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")
+CONTROLS = (RANDOM, f"{UNIFORM}l2", SMALL)
+
+
+class Comparison:
+    """The grid of one recipe: cells are measured one by one, and each is written down at once.
+
+    Args:
+        job: the recipe in its run directory.
+        options: what to compare.
+    """
+
+    def __init__(self, job: Choosing, options: CompareOptions) -> None:
+        self.job, self.options = job, options
+        self.path = job.out / "compare.json"
+        self._findings: dict[str, tuple[Finding, float]] = {}
+        self._tables: dict[str, tuple[Mapping[str, Mapping[int, float]], float]] = {}
+
+    def run(self) -> list[Cell]:
+        """Measures every cell that is not known yet; `compare.json` and `compare.csv` hold all of them."""
+        job, options = self.job, self.options
+        verbs = {name: job.settings.verbs[name] for name in ("plan", "repair", "finetune", "sensitivity")}
+        made_from = job.made_from({**verbs, "cut": options.cut, "epochs": options.epochs})
+        before = store.read_json(self.path) if self.path.exists() else {}
+        rows = before.get("cells", []) if before.get(MADE_FROM) == made_from else []
+        cells = [from_json(row, Cell, str(self.path)) for row in rows]
+        known = {(cell.criterion, cell.share, cell.seed) for cell in cells}
+        wanted = self._wanted()
+        for done, key in enumerate(wanted, start=1):
+            if key not in known:
+                cells.append(self._cell(*key))
+                store.write_json(self.path, {MADE_FROM: made_from, "cells": to_json(cells)})
+                self._write_csv(cells)
+            job.progress.advance("compare", done, len(wanted))
+        place = {key: number for number, key in enumerate(wanted)}
+        chosen = [cell for cell in cells if (cell.criterion, cell.share, cell.seed) in place]
+        return sorted(chosen, key=lambda cell: place[cell.criterion, cell.share, cell.seed])
+
+    def _wanted(self) -> list[tuple[str, float, int]]:
+        names = list(self.options.criteria)
+        if self.options.controls:
+            names += [name for name in CONTROLS if name not in names and (name != SMALL or self.options.epochs)]
+        return [
+            (name, share, seed)
+            for share in self.options.shares
+            for name in names
+            for seed in range(self.options.seeds if self._varies(name) else 1)
+        ]
+
+    def _varies(self, name: str) -> bool:
+        return self.options.epochs > 0 or name == RANDOM or name.endswith("random")
+
+    def _cell(self, criterion: str, share: float, seed: int) -> Cell:
+        """Chooses, prunes, repairs, trains where asked for, and looks at the test split once for each stage."""
+        job, chosen, seconds = self.job, *self._plan(criterion, share, seed)
+        verbs, scores = job.settings.verbs, {}
+        if criterion == SMALL:
+            model = self._small(chosen, seed)
+        else:
+            model = prune(job.base, chosen)
+            if self.options.cut:
+                scores["cut"] = self._accuracy(model, "test")
+            graph = job.graph_of(chosen.removed)
+            repair(model, job.base, graph, chosen.kept(), job.calibration, **verbs["repair"])
+            scores["repaired"] = self._accuracy(model, "test")
+        if self.options.epochs:
+            how = {**verbs["finetune"], "epochs": self.options.epochs}
+            batches = job.batches("train", seed)
+            # The small dense network has no teacher: it is what one would train without the large one.
+            teacher = None if criterion == SMALL else job.base
+            if teacher is None:
+                how |= {"distillation": 0.0, "feature_distillation": 0.0}
+            finetune(model, batches, job.batches("validation"), teacher, seed=seed, **how)
+            scores["finetuned"] = self._accuracy(model, "test")
+        latency = measure_latency(model, job.calibration[0][0][:1]).median
+        stages = {name: scores.get(name) for name in ("cut", "repaired", "finetuned")}
+        validation = self._accuracy(model, "validation")
+        return Cell(
+            criterion, share, seed, chosen.macs_after, count_parameters(model), latency, **stages,
+            validation=validation, seconds=seconds,
+        )  # fmt: skip
+
+    def _accuracy(self, model: nn.Module, split: Any) -> float:
+        return evaluate(model, self.job.batches(split)).accuracy
+
+    def _plan(self, criterion: str, share: float, seed: int) -> tuple[Plan, float]:
+        """The plan of a cell, and the seconds that choosing took, analyses included."""
+        job, start = self.job, time.perf_counter()
+        graph = job.graph
+        if criterion.startswith(PEER):
+            name = criterion.removeprefix(PEER)
+            masks = masks_of(job.base, graph, job.calibration, name, share * graph.unpruned.macs, seed)
+            return plan([], graph, masks=masks), time.perf_counter() - start
+        if criterion in (RANDOM, SMALL):
+            like, _ = self._plan(RECIPE, share, 0)
+            return (like if criterion == SMALL else self._shuffled(like, seed)), time.perf_counter() - start
+        options = {**job.settings.verbs["plan"], "macs": share, "masks": None}
+        options |= dict.fromkeys(("parameters", "bytes", "latency", "latency_ms"))
+        ranking = options["rank_by"]
+        if criterion != RECIPE:
+            ranking = criterion.removeprefix(UNIFORM)
+            options |= {"rank_by": ranking, "redundancy_by": [], "width_by": []}
+        if criterion.startswith(UNIFORM):
+            options["allocation"] = "uniform"
+        names = [ranking] if isinstance(ranking, str) else list(ranking)
+        extra = [name for name in job.settings.analyses if name not in names] if criterion == RECIPE else []
+        found = [self._finding(name, seed) for name in (*names, *extra)]
+        spent = sum(seconds for _, seconds in found)
+        findings = [finding for finding, _ in found]
+        table: Mapping[str, Mapping[int, float]] | None = None
+        if options["allocation"] in (None, "sensitivity") and options["width_as"] != "prior":
+            table, more = self._table(criterion, Ranking(findings, *(options[name] for name in RANKED)), seed)
+            spent += more
+        start = time.perf_counter()
+        return plan(findings, graph, table, **options), spent + time.perf_counter() - start
+
+    def _finding(self, name: str, seed: int) -> tuple[Finding, float]:
+        """What an analysis finds, run alone so that its cost is its own."""
+        key = f"{name} {seed}" if name == "random" else name
+        if key not in self._findings:
+            job = self.job
+            analysis = (
+                Random(seed=seed)
+                if name == "random"
+                else registry.find("analyses", name)(**job.settings.analyses.get(name, {}))
+            )
+            groups = [group for group in job.graph.groups if not group.refusal]
+            layers = [member.layer for group in groups for member in group.members if member.side == "out"]
+            start = time.perf_counter()
+            finding = analyze(job.base, job.calibration, [analysis], layers=layers)[0]
+            self._findings[key] = finding, time.perf_counter() - start
+        return self._findings[key]
+
+    def _table(self, criterion: str, ranking: Ranking, seed: int) -> tuple[Mapping[str, Mapping[int, float]], float]:
+        key = f"{criterion} {seed if criterion == 'random' else 0}"
+        if key not in self._tables:
+            job, start = self.job, time.perf_counter()
+            scores = {group.name: ranking.scores(group) for group in job.graph.groups if not group.refusal}
+            table = measure_sensitivity(
+                job.base, job.graph, scores, job.calibration[:4], **job.settings.verbs["sensitivity"]
+            )
+            self._tables[key] = table, time.perf_counter() - start
+        return self._tables[key]
+
+    def _shuffled(self, like: Plan, seed: int) -> Plan:
+        """A plan of the same widths that keeps channels drawn by chance."""
+        generator = torch.Generator().manual_seed(seed)
+        groups = {group.name: group for group in self.job.graph_of(like.removed).groups}
+        masks = {}
+        for entry in like.groups:
+            group = groups[entry.group]
+            scores = torch.rand(group.width, generator=generator)
+            masks[entry.group] = list(best(scores, entry.width_after, group.partitions))
+        drawn = tuple(
+            GroupPlan(**{**vars(entry), "kept": tuple(masks[entry.group]), "reason": "drawn by chance"})
+            for entry in like.groups
+        )
+        return Plan(**{**vars(like), "groups": drawn})
+
+    def _small(self, like: Plan, seed: int) -> nn.Module:
+        """A network of a plan's widths with new weights."""
+        job = self.job
+        graph = job.graph_of(like.removed)
+        found = graph.layer_widths({group.group: group.width_after for group in like.groups})
+        widths = {layer: own for layer, (_, own) in found.items()}
+        reference = narrowed(job.settings.model, job.base, widths, like.removed)
+        torch.manual_seed(seed)
+        if reference is not None:
+            return checkpoint.build(reference).to(job.device)
+        # A family without such arguments: the pruned architecture, its layers initialised anew.
+        model = copy.deepcopy(prune(job.base, like))
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        return model
+
+    def _write_csv(self, cells: Sequence[Cell]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(Cell)])
+        writer.writeheader()
+        writer.writerows(asdict(cell) for cell in cells)
+        store.write_atomically(
+            self.path.with_suffix(".csv"), lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8")
+        )
+
+
+def compare(job: Choosing, options: CompareOptions) -> list[Cell]:
+    """Compares criteria at equal budgets on a recipe's model and data.
+
+    Args:
+        job: the recipe in its run directory.
+        options: what to compare.
+
+    Returns:
+        One cell per criterion, budget and seed, in that order; cells that are known from before are not measured again.
+
+    Raises:
+        UserError: for criteria that give no importance, and budgets out of reach.
+    """
+    if distributed.world() > 1:
+        raise UserError("compare runs in one process; start it without torchrun")
+    return Comparison(job, options).run()

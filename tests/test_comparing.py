@@ -1,0 +1,148 @@
+"""The grid: every cell once, controls of equal widths, resumable, and torch-pruning as it comes."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from infoprune import comparing, pipeline, recipe, store
+from infoprune.artifacts import Cell
+from infoprune.comparing import RANDOM, SMALL, Comparison, compare
+from infoprune.errors import UserError
+from infoprune.models import cifar_resnet
+from infoprune.peers import CRITERIA, masks_of
+from infoprune.planning import plan
+from infoprune.pruning import channel_graph
+from tests.test_cli import call, user_files
+
+GRID = ["compare.shares=[0.5]", "compare.seeds=2", "compare.criteria=['recipe', 'uniform.l1', 'torch_pruning.l2']"]
+
+
+def job(folder: Path, *overrides: str) -> pipeline.Run:
+    path = user_files(folder)
+    own = [f"model.name={folder / 'nets.py'}:net", f"data.name={folder / 'data.py'}:load", "plan.allocation=uniform"]
+    return pipeline.Run(recipe.read(path, [*own, *GRID, *overrides]), folder / "run")
+
+
+def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = job(tmp_path)
+    cells = compare(made, made.settings.compare)
+    keys = [(cell.criterion, cell.seed) for cell in cells]
+    assert keys == [
+        ("recipe", 0),
+        ("uniform.l1", 0),
+        ("torch_pruning.l2", 0),
+        (RANDOM, 0),
+        (RANDOM, 1),
+        ("uniform.l2", 0),
+    ]
+    whole = made.graph.macs({})
+    for cell in cells:
+        assert cell.macs <= 0.5 * whole
+        assert 0 <= cell.cut <= 1
+        assert 0 <= cell.repaired <= 1
+        assert cell.finetuned is None
+        assert cell.latency_ms > 0
+    with (tmp_path / "run" / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["criterion"] for row in rows] == [criterion for criterion, _ in keys]
+    assert [float(row["repaired"]) for row in rows] == [cell.repaired for cell in cells]
+    # A cell that is missing is measured again, the others are not.
+    kept = store.read_json(tmp_path / "run" / "compare.json")
+    store.write_json(tmp_path / "run" / "compare.json", {**kept, "cells": kept["cells"][:4] + kept["cells"][5:]})
+    measured: list[str] = []
+    original = Comparison._cell
+
+    def counting(self: Comparison, criterion: str, share: float, seed: int) -> Cell:
+        measured.append(criterion)
+        return original(self, criterion, share, seed)
+
+    monkeypatch.setattr(Comparison, "_cell", counting)
+    again = job(tmp_path)
+    found = compare(again, again.settings.compare)
+    assert measured == [RANDOM]
+    assert [(c.criterion, c.seed, c.repaired) for c in found] == [(c.criterion, c.seed, c.repaired) for c in cells]
+
+
+def test_controls_have_the_recipes_widths(tmp_path: Path) -> None:
+    made = job(tmp_path)
+    grid = Comparison(made, made.settings.compare)
+    own, _ = grid._plan("recipe", 0.5, 0)
+    first, _ = grid._plan(RANDOM, 0.5, 0)
+    second, _ = grid._plan(RANDOM, 0.5, 1)
+    widths = [[group.width_after for group in each.groups] for each in (own, first, second)]
+    assert widths[0] == widths[1] == widths[2]
+    assert first.kept() != second.kept()
+    assert first.kept() == grid._plan(RANDOM, 0.5, 0)[0].kept()
+
+
+def test_fine_tuned_cells_and_the_small_dense_network(tmp_path: Path) -> None:
+    made = job(tmp_path, "compare.epochs=1", "compare.seeds=1", "compare.criteria=['recipe']", "compare.cut=false")
+    cells = {cell.criterion: cell for cell in compare(made, made.settings.compare)}
+    assert cells.keys() == {"recipe", RANDOM, "uniform.l2", SMALL}
+    assert all(cell.cut is None and cell.finetuned is not None for cell in cells.values())
+    assert cells[SMALL].repaired is None
+    assert cells[SMALL].macs == cells["recipe"].macs
+    assert cells[SMALL].parameters == cells["recipe"].parameters
+
+
+@pytest.fixture
+def resnet() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    model = cifar_resnet.build(depth=8, widths=[8, 8, 8], shortcut="projection").eval()
+    return model, [(torch.randn(8, 3, 8, 8), torch.arange(8) % 10)]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_torch_pruning_as_it_comes(criterion: str, resnet: tuple[nn.Module, list[tuple[Tensor, Tensor]]]) -> None:
+    model, batches = resnet
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = channel_graph(model, batches[0][0])
+    masks = masks_of(model, graph, batches, criterion, 0.5 * graph.macs({}))
+    found = plan([], graph, masks=masks)
+    assert 0.3 < found.macs_after / found.macs_before <= 0.5
+    assert len({group.width_after for group in found.groups}) == 1, "one ratio for all"
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_its_l2_is_l2(resnet: tuple[nn.Module, list[tuple[Tensor, Tensor]]]) -> None:
+    model, batches = resnet
+    graph = channel_graph(model, batches[0][0])
+    inner = model.layer1[0].conv1
+    with torch.no_grad():
+        inner.weight[[1, 4]] *= 1e-3
+        model.layer1[0].conv2.weight[:, [1, 4]] *= 1e-3
+        model.layer1[0].bn1.weight[[1, 4]] *= 1e-3
+    kept = masks_of(model, graph, batches, "l2", 0.7 * graph.macs({}))["layer1.0.conv1"]
+    assert not {1, 4} & set(kept)
+    with pytest.raises(UserError, match="no criterion 'l3' here"):
+        masks_of(model, graph, batches, "l3", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compare.criteria=['l3']", "no 'l3'; known: "),
+        ("compare.criteria=['torch_pruning.l3']", "no 'torch_pruning.l3'"),
+        ("compare.criteria=[]", "at least one criterion"),
+        ("compare.shares=[]", "expected numbers above 0"),
+        ("compare.shares=[2.0]", "expected numbers above 0 and up to 1"),
+        ("compare.seeds=0", "one seed"),
+    ],
+)
+def test_wrong_grids(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        job(tmp_path, override)
+
+
+def test_the_command_prints_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [part for override in (*GRID, "plan.allocation=uniform") for part in ("--set", override)]
+    result = call("compare", user_files(tmp_path), "-q", *options)
+    assert result.exit_code == 0, result.output
+    assert "torch_pruning.l2" in result.stdout
+    assert comparing.RANDOM in result.stdout
+    assert "±" in result.stdout
