@@ -41,7 +41,7 @@ def compare(recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet:
 def cells_table(cells: "Sequence[Cell]", whole: int) -> Table:
     """One row per criterion and budget; means over seeds, with their deviation."""
     stages = [name for name in ("cut", "repaired", "finetuned") if any(getattr(c, name) is not None for c in cells)]
-    table = Table("criterion", "fewer", *stages, "validation", "latency", "cost", box=box.SIMPLE)
+    table = Table("criterion", "fewer", *stages, "latency", "cost", box=box.SIMPLE)
     for column in table.columns:
         column.justify, column.no_wrap = "left" if column.header == "criterion" else "right", True
     groups: dict[tuple[float, str], list[Cell]] = {}
@@ -50,11 +50,11 @@ def cells_table(cells: "Sequence[Cell]", whole: int) -> Table:
     for number, ((share, criterion), own) in enumerate(groups.items()):
         if number and share != list(groups)[number - 1][0]:
             table.add_section()
-        scores = [_spread([getattr(cell, name) for cell in own]) for name in (*stages, "validation")]
+        scores = [_spread([getattr(cell, name) for cell in own]) for name in stages]
         latency, seconds = (sum(getattr(c, n) for c in own) / len(own) for n in ("latency_ms", "seconds"))
         fewer = whole / (sum(cell.macs for cell in own) / len(own))
         table.add_row(escape(criterion), f"{fewer:.2f}×", *scores, f"{latency:.2f} ms", f"{seconds:.1f} s")
-    table.caption = "accuracy in percent, of the test split but for validation; cost: analyses, sensitivities, planning"
+    table.caption = "accuracy in percent of the test split; cost: analyses, sensitivities and planning"
     return table
 
 
@@ -62,11 +62,11 @@ def _spread(values: "Sequence[float | None]") -> str:
     """Mean and deviation in percent.
 
     >>> _spread([0.5, 0.7]), _spread([0.5]), _spread([None])
-    ('60.00 ± 10.00', '50.00', '')
+    ('60.00 ±10.00', '50.00', '')
     """
     known = [100 * value for value in values if value is not None]
     if not known:
         return ""
     mean = sum(known) / len(known)
     spread = (sum((value - mean) ** 2 for value in known) / len(known)) ** 0.5
-    return f"{mean:.2f}" + (f" ± {spread:.2f}" if len(known) > 1 else "")
+    return f"{mean:.2f}" + (f" ±{spread:.2f}" if len(known) > 1 else "")
