@@ -57,3 +57,15 @@ def test_one_point_is_no_way() -> None:
     point = {"I(X;T)": Measure(torch.tensor(2.0)), "I(T;Y)": Measure(torch.tensor(1.0))}
     assert figures.planes({0: Finding("information_plane", measures={"conv": point})}) is None
     assert figures.planes({}) is None
+
+
+def test_the_colour_scale_is_in_steps() -> None:
+    found = {}
+    for step in (0, 10, 100):
+        point = {"I(X;T)": Measure(torch.tensor(2.0 + step)), "I(T;Y)": Measure(torch.tensor(1.0))}
+        found[step] = Finding("information_plane", measures={"conv": point})
+    drawn = figures.planes(found)
+    assert drawn is not None
+    for step in found:
+        assert f">{step}</text>" in drawn
+    assert "mathdefault" not in drawn

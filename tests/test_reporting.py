@@ -164,6 +164,8 @@ def test_the_decision_in_words() -> None:
     assert "2.00 times as fast, and the file takes 8.00 kB in place of 16.0 kB" in text
     assert "1.3×10⁻⁷ of the largest output (float32)" in text
     assert text.endswith("One channel group could not be cut.")
+    shorter = dataclasses.replace(given.plan, removed=("layer1.1", "layer3.2"))
+    assert "2 blocks pass on what they read: layer1.1, layer3.2." in wording.decision(shorter, {}, None)
 
 
 def test_a_network_that_got_slower_is_not_praised() -> None:

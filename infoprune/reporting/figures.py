@@ -114,8 +114,14 @@ def planes(steps: Mapping[int, Finding]) -> "Markup | None":
                 axes.annotate(str(number), (x[-1], y[-1]), (3, 3), textcoords="offset points", fontsize=8)
         across, up = COORDINATES[modified]
         axes.set(xlabel=f"{across}, bits", ylabel=f"{up}, bits")
-    figure.colorbar(drawn, ax=both, label="step + 1")
+    bar = figure.colorbar(drawn, ax=both, label="step", ticks=[step + 1 for step in steps], format=_step_of)
+    bar.ax.minorticks_off()
     return svg(figure, "Information planes by training step")
+
+
+def _step_of(value: float, _: int | None = None) -> str:
+    """The scale is one ahead, so that step 0 has a place on a logarithmic one."""
+    return f"{round(value) - 1}"
 
 
 def _spread(layers: Sequence[str], values: Mapping[str, Tensor], unit: str, title: str) -> "Markup":

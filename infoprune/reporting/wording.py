@@ -187,6 +187,10 @@ def decision(plan: Plan, metrics: Mapping[str, StageMetrics], verification: Veri
             f"channel groups, and with them {percent(saved)} of the multiply-accumulates "
             f"({short(plan.macs_before)} to {short(plan.macs_after)} per sample)."
         ]
+    if plan.removed:
+        one = len(plan.removed) == 1
+        what = "One block passes" if one else f"{len(plan.removed)} blocks pass"
+        sentences.append(f"{what} on what {'it reads' if one else 'they read'}: {', '.join(plan.removed)}.")
     sentences += _outcome(metrics)
     if verification is not None:
         sentences.append(
