@@ -3,6 +3,7 @@
 The library neither validates indices nor reports what it cannot do, so everything is checked here before it is asked.
 """
 
+import gc
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,12 +34,12 @@ def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()
     Raises:
         UserError: where the model cannot be traced, or runs no convolution or linear layer.
     """
-    graph, twin = _untried(model, example, removed)
-    return _tried(model, graph, [group.name for group in graph.groups if not group.refusal], example, twin)
+    graph, copies = _untried(model, example, removed)
+    return _tried(model, graph, [group.name for group in graph.groups if not group.refusal], example, copies)
 
 
-def _untried(model: nn.Module, example: Tensor, removed: Sequence[str]) -> tuple[ChannelGraph, nn.Module]:
-    """The graph as the operations tell it, and a copy of the model to try it on."""
+def _untried(model: nn.Module, example: Tensor, removed: Sequence[str]) -> tuple[ChannelGraph, list[nn.Module]]:
+    """The graph as the operations tell it, and a copy of the model to try it on: in a list, to be taken out of."""
     twin = traceable_copy(model)
     whole = None
     if removed:
@@ -51,10 +52,12 @@ def _untried(model: nn.Module, example: Tensor, removed: Sequence[str]) -> tuple
         raise UserError("the model runs no convolution or linear layer on the example, so there is nothing to prune")
     groups = find_groups(twin, example, [cost.layer for cost in costs if cost.macs])
     shape = tuple(example.shape[1:])
-    return ChannelGraph(tuple(groups), costs, shape, fixed, tuple(removed), whole), twin
+    return ChannelGraph(tuple(groups), costs, shape, fixed, tuple(removed), whole), [twin]
 
 
-def _tried(model: nn.Module, graph: ChannelGraph, names: list[str], example: Tensor, twin: nn.Module) -> ChannelGraph:
+def _tried(
+    model: nn.Module, graph: ChannelGraph, names: list[str], example: Tensor, copies: list[nn.Module]
+) -> ChannelGraph:
     """The graph with those of the named groups refused whose cut, at random, does not compute what masking them does.
 
     Operations alone do not tell it all: views of a fixed size, means over channels and whatever else a forward may do.
@@ -64,10 +67,14 @@ def _tried(model: nn.Module, graph: ChannelGraph, names: list[str], example: Ten
         images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     refusals: dict[str, str] = {}
 
-    def problem(names: Sequence[str], smaller: nn.Module | None = None) -> str:
+    def problem(names: Sequence[str]) -> str:
         kept = {group.name: _drawn(group) for group in graph.groups if group.name in names}
         try:
-            smaller = shorten(traceable_copy(model), graph.removed) if smaller is None else smaller
+            if copies:
+                smaller = copies.pop()
+            else:
+                gc.collect()  # the traceback of a failed trial holds its copy
+                smaller = shorten(traceable_copy(model), graph.removed)
             verify(model, cut(smaller, graph, kept), graph, kept, images)
         except Exception as error:  # The library and a user's forward raise whatever they like.
             own = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
@@ -88,7 +95,7 @@ def _tried(model: nn.Module, graph: ChannelGraph, names: list[str], example: Ten
             return left
         return left + right
 
-    if problem(names, twin):
+    if problem(names):
         if words := problem([]):
             raise UserError(
                 f"a copy of the model does not compute what the model does, so nothing can be proven: {words}"
@@ -120,10 +127,9 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
             unsorted, repeated, empty, or not aligned with a grouped convolution. Nothing is pruned then.
     """
     example = _example_for(model, plan.input_shape)
-    graph, twin = _untried(model, example, plan.removed)
+    graph, copies = _untried(model, example, plan.removed)
     free = [group.name for group in graph.groups if group.name in plan.kept() and not group.refusal]
-    graph = _tried(model, graph, free, example, twin)
-    del twin  # before the next copy is made
+    graph = _tried(model, graph, free, example, copies)
     groups = {group.name: group for group in graph.groups}
     for name, kept in plan.kept().items():
         if name not in groups:

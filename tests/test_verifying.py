@@ -1,7 +1,6 @@
 """The proof itself: what it lets pass, what it stops, whom it names, and what it costs."""
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -109,25 +108,43 @@ def test_masks_leave_nothing_behind(chain: nn.Module, images: Tensor) -> None:
     assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())
 
 
-def test_one_copy_of_the_model_at_a_time(chain: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    copies: list[weakref.ref[nn.Module]] = []
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[nn.Module]]:
+    """All copies that pruning makes; none is made while an earlier one lives."""
+    made: list[weakref.ref[nn.Module]] = []
+    original = pruning.traceable_copy
 
-    def counted(copy: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
-        def make(model: nn.Module) -> nn.Module:
-            assert not [ref for ref in copies if ref() is not None], "an earlier copy is still alive"
-            made = copy(model)
-            copies.append(weakref.ref(made))
-            return made
+    def counted(model: nn.Module) -> nn.Module:
+        assert not [copy for copy in made if copy() is not None], "an earlier copy is still alive"
+        made.append(weakref.ref(copied := original(model)))
+        return copied
 
-        return make
+    monkeypatch.setattr(pruning, "traceable_copy", counted)
+    return made
 
-    monkeypatch.setattr(pruning, "traceable_copy", counted(pruning.traceable_copy))
+
+def test_one_copy_of_the_model_at_a_time(
+    chain: nn.Module, images: Tensor, copies: list[weakref.ref[nn.Module]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = channel_graph(chain, images)
     kept = {"first": [0, 2, 5]}
     pruned = cut(chain, graph, kept)
     monkeypatch.setattr("copy.deepcopy", lambda *_: pytest.fail("verification copies nothing"))
     verify(chain, pruned, graph, kept, images)
     assert len(copies) == 3  # the graph's, the graph's that pruning looks at, and the pruned model
+
+
+def test_one_copy_at_a_time_even_where_trials_fail(images: Tensor, copies: list[weakref.ref[nn.Module]]) -> None:
+    class Ordered(nn.Sequential):
+        def forward(self, maps: Tensor) -> Tensor:
+            for layer in self:
+                maps = layer(maps).flip(1)
+            return maps
+
+    model = Ordered(*(nn.Conv2d(2 if i == 0 else 8, 8, 1) for i in range(4)), nn.Conv2d(8, 3, 1))
+    refused = {group.name: group.refusal for group in channel_graph(model.eval(), images).groups}
+    assert any("trial cut fails" in reason for reason in refused.values())
+    assert len(copies) > 4
 
 
 def test_trials_are_made_on_images_that_are_not_constant(images: Tensor) -> None:
