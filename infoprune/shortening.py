@@ -72,9 +72,7 @@ def check_blocks(model: nn.Module, blocks: Sequence[str], example: Tensor) -> No
     for name, problems in seen.items():
         if len(problems) != 1 or problems[0]:
             problem = f"runs {len(problems)} times" if len(problems) != 1 else problems[0]
-            raise UserError(
-                f"the block '{name}' {problem}; only what runs once and keeps the shape can be removed"
-            )
+            raise UserError(f"the block '{name}' {problem}; only what runs once and keeps the shape can be removed")
 
 
 class _Names(nn.Module):

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from infoprune.artifacts import ChannelGraph, GroupPlan, Plan
 from infoprune.errors import UserError
 from infoprune.models import cifar_resnet
+from infoprune.planning.sensitivity import allocate
 from infoprune.pruning import channel_graph, prune
 from infoprune.repairing import recalibrate, repair
 from infoprune.repairing.probing import measure_sensitivity
 from infoprune.repairing.reconstructing import find_blocks, reconstruct
 from infoprune.repairing.ridge import Moments, fit
-from infoprune.planning.sensitivity import allocate
 
 Kept = dict[str, tuple[int, ...]]
 
