@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infoprune.datasets._arrays import Arrays, base_folder, three_splits
+from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
 from infoprune.splits import Data
 
@@ -32,6 +33,7 @@ def load(
     download: bool = False,
     validation: int = 5000,
     augment: bool = True,
+    policy: Policy = "none",
     mean: list[float] | None = None,
     std: list[float] | None = None,
     seed: int = 0,
@@ -46,6 +48,7 @@ def load(
         download: whether torchvision may fetch its layout into `root` where it is missing.
         validation: number of training images set aside.
         augment: whether training images are randomly cropped out of a black border of 4 pixels and mirrored.
+        policy: what they go through before: "trivial", "rand" or "auto" (as torchvision has them), or "none".
         mean: of red, green and blue, 0..1; ImageNet's if not given, as the published CIFAR ResNets expect.
         std: of red, green and blue, likewise.
         seed: which training images are set aside.
@@ -66,7 +69,7 @@ def load(
         mean=mean,
         std=std,
         seed=seed,
-        augment=crop_and_mirror if augment else None,
+        augment=with_policy(crop_and_mirror, policy) if augment else None,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
 from infoprune.splits import Data
 
@@ -26,6 +27,7 @@ def load(
     resize: int | None = None,
     validation_share: float = 0.1,
     augment: bool = True,
+    policy: Policy = "none",
     smallest_crop: float = 0.25,
     mean: list[float] | None = None,
     std: list[float] | None = None,
@@ -46,6 +48,7 @@ def load(
         resize: length of the shorter side beforehand; 8/7 of `size` (256 for 224) if not given.
         validation_share: share of the training images set aside, 0..1, where one of `val/` and `test/` is missing.
         augment: whether training images are randomly cropped (area and proportions) and mirrored.
+        policy: what they go through before: "trivial", "rand" or "auto" (as torchvision has them), or "none".
         smallest_crop: share of the square that a random crop covers at least, 0..1.
         mean: of red, green and blue, 0..1; ImageNet's if not given.
         std: of red, green and blue, likewise.
@@ -84,7 +87,7 @@ def load(
         classes=classes,
         prepare=partial(_normal, size=size, mean=mean, std=std),
         fingerprint=_fingerprint(Path(root), folders, f"{side} {interpolation} {validation_share} {seed}"),
-        augment=partial(crop_and_mirror, size=size, smallest=smallest_crop) if augment else None,
+        augment=with_policy(partial(crop_and_mirror, size=size, smallest=smallest_crop), policy) if augment else None,
         workers=workers,
     )
 
