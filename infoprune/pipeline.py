@@ -193,7 +193,7 @@ class Run(Choosing):
             model = checkpoint.build(self.settings.model).to(self.device)
             self.progress.step("train", "running")
             given = {**self.settings.verbs["train"], "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
-            made_from = self.made_from(given, calibrated=False)
+            made_from = self.made_from(given, calibrated=False, weighted=False)
             self._fit("train", model, None, made_from)
             self._epochs("train", made_from).clear()
             self.progress.step("train", "done")

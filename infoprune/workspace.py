@@ -130,24 +130,33 @@ class Workspace:
         return self._graphs[key]
 
     @cached_property
-    def _origin(self) -> dict[str, Any]:
-        """Fingerprints of model and data: what every step comes from."""
+    def _weights(self) -> str | None:
+        """Fingerprint of the recipe's weights."""
         weights = self.settings.weights
-        path = None if weights is None else checkpoint.find_file(weights, self.settings.folder)
-        return {
+        return None if weights is None else store.file_fingerprint(checkpoint.find_file(weights, self.settings.folder))
+
+    def made_from(
+        self, options: Mapping[str, Any], *inputs: Path, calibrated: bool = True, weighted: bool = True
+    ) -> dict[str, Any]:
+        """Under which an artifact is known to come from these options and inputs, this model and this data.
+
+        Args:
+            options: of the step.
+            inputs: artifacts that it reads.
+            calibrated: whether it looks at the calibration batches.
+            weighted: whether it starts from the recipe's weights, which training from scratch does not.
+        """
+        origin = {
             "model": to_json(self.settings.model),
-            "weights": None if path is None else store.file_fingerprint(path),
+            "weights": self._weights if weighted else None,
             "data": self.data.fingerprint,
             "seed": self.settings.run.seed,
         }
-
-    def made_from(self, options: Mapping[str, Any], *inputs: Path, calibrated: bool = True) -> dict[str, Any]:
-        """Under which an artifact is known to come from these options and inputs, this model and this data."""
         made_from: dict[str, Any] = to_json(
             {
                 "version": __version__,
                 "options": dict(options),
-                "origin": self._origin,
+                "origin": origin,
                 "calibration": self.settings.calibration if calibrated else None,
                 "inputs": {path.relative_to(self.out).as_posix(): store.file_fingerprint(path) for path in inputs},
             }
@@ -198,7 +207,7 @@ class Workspace:
         self._models[stage] = model
         if distributed.is_first():
             pruning = None if stage.startswith(WHOLE) else self.planned
-            if self.first_round is not None and not stage.startswith("trained"):
+            if not stage.startswith("trained") and self.first_round is not None:
                 pruning = self.first_round if pruning is None else compose(self.first_round, pruning)
             checkpoint.save(self._file(stage), model, self.settings.model, pruning, **{MADE_FROM: made_from}, **notes)
 

@@ -231,3 +231,9 @@ def test_widths_from_measured_sensitivity(tmp_path: Path) -> None:
     assert len({group.width_after / group.width_before for group in job.planned.groups}) > 3
     _, log = run(tmp_path, *overrides, "plan.macs=0.6", until="plan")
     assert log.of("up to date") == ["analyze", "sensitivity"]
+
+
+def test_training_needs_no_weights_yet(tmp_path: Path) -> None:
+    asked = [*QUICK, "train.epochs=1", "model.weights=not_made_yet.safetensors"]
+    pipeline.Run(recipe.read("digits", asked), tmp_path).train()
+    assert (tmp_path / "trained.safetensors").exists()
