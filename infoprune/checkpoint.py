@@ -101,6 +101,7 @@ def find_file(name: str | Path, folder: Path | None = None) -> Path:
             return place
     looked = ", ".join(str(place.parent.resolve()) for place in places)
     hint = "" if data else "; INFOPRUNE_DATA is not set"
+    hint += "; infoprune train makes it" if Path(name).name == "trained.safetensors" else ""
     raise UserError(f"no file '{name}' in {looked}{hint}; give the full path")
 
 
