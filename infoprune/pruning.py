@@ -5,6 +5,7 @@ The library neither validates indices nor reports what it cannot do, so everythi
 
 import gc
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,9 @@ from infoprune.errors import RunError, UserError, did_you_mean
 from infoprune.grouping import find_groups
 from infoprune.shortening import check_blocks, shorten
 from infoprune.verifying import verify
+
+# Trials stop being made after this long. A plan is not touched by it: only the groups that it cuts are tried again.
+TRIAL_SECONDS = 120.0
 
 
 def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()) -> ChannelGraph:
@@ -81,8 +85,14 @@ def _tried(
             return f"a trial cut fails: {own}{' '.join(str(error).split())}"
         return ""
 
+    start = time.monotonic()
+
     def sound(names: list[str]) -> list[str]:
         """Those that can be cut together, found by halving."""
+        if time.monotonic() - start > TRIAL_SECONDS:
+            late = f"whether it can be cut was not known after {TRIAL_SECONDS:g} s of trials on this machine"
+            refusals.update(dict.fromkeys(names, late))
+            return []
         if not names or not (words := problem(names)):
             return names
         if len(names) == 1:

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from infoprune import pruning
+from infoprune.artifacts import GroupPlan, Plan
 from infoprune.errors import UserError
 from infoprune.profiling import count_macs
-from infoprune.pruning import channel_graph
+from infoprune.pruning import channel_graph, prune
 
 Prove = Callable[..., tuple[nn.Module, dict[str, str]]]
 IMAGES = (4, 3, 8, 8)
@@ -297,3 +299,28 @@ def test_one_dimensional_and_recurrent(prove: Prove) -> None:
     _, refused = prove(Recurrent().eval(), torch.randn(3, 7, 4))
     assert "map" not in refused
     assert "'lstm' is a LSTM, whose channels cannot be counted" in refused["inner"]
+
+
+class FixedView(nn.Module):
+    """The second convolution's channels cannot change, the first one's can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(torch.relu(self.a(x))).view(len(x), 4, -1).mean(2)
+        logits: Tensor = self.head(y)
+        return logits
+
+
+def test_trials_end_in_time_and_plans_can_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = FixedView().eval(), torch.randn(2, 3, 4, 4)
+    known = {group.name: group.refusal for group in channel_graph(model, images).groups}
+    assert not known["a"]
+    assert known["b"]
+    monkeypatch.setattr(pruning, "TRIAL_SECONDS", -1.0)
+    late = {group.name: group.refusal for group in channel_graph(model, images).groups}
+    assert "was not known after -1 s of trials" in late["a"]
+    entry = GroupPlan("a", (0, 1, 5), 8, 3, 0, 0, "")
+    assert prune(model, Plan((entry,), {}, 0, 0, (3, 4, 4))).a.out_channels == 3
