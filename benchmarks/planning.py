@@ -34,18 +34,19 @@ from infoprune.training import evaluate
 ANALYSES = ("information_bottleneck", "redundancy", "spectral_rolloff", "cmi_permutation", "response_information")
 BASELINES = ("l1", "l2", "taylor", "batch_norm_scale")
 NO_SIGNALS: dict[str, Any] = {"redundancy_by": [], "width_by": []}
+JOINED: dict[str, Any] = {"redundancy_by": ["redundancy", "spectral_rolloff"]}
 # What the rows differ in, beside the ranking.
 RULES: dict[str, dict[str, Any]] = {
     "uniform": NO_SIGNALS,
     "global": {**NO_SIGNALS, "allocation": "global"},
     "sensitivity": {**NO_SIGNALS, "allocation": "sensitivity"},
-    "uniform, redundancy joins": {"width_by": []},
+    "uniform, redundancy joins": {**JOINED, "width_by": []},
     "uniform, CMI floors": {"redundancy_by": []},
     "sensitivity, CMI floors": {"redundancy_by": [], "allocation": "sensitivity"},
     "CMI prior": {"redundancy_by": [], "width_as": "prior"},
     "response prior": {"redundancy_by": [], "width_by": ["response_information"], "width_as": "prior"},
-    "default rule (all signals)": {},
-    "default rule, sensitivity": {"allocation": "sensitivity"},
+    "all signals, uniform": JOINED,
+    "all signals, sensitivity": {**JOINED, "allocation": "sensitivity"},
 }
 JOINS = [(reduce, scale) for scale in ("standardized", "ranks", "values") for reduce in ("mean", "max")]
 

@@ -20,6 +20,7 @@ from infoprune.errors import UserError
 # Couplings (a channel at a layer or an operation) that are followed for one group. The largest group of torchvision's
 # largest CNNs has a quarter of that; where index maps run in circles, as in window attention, there is no end to them.
 LIMIT = 1_000_000
+ENDLESS = "it has more than"
 Side = Literal["out", "in"]
 
 
@@ -50,7 +51,10 @@ def find_groups(model: nn.Module, example: Tensor, layers: Sequence[str]) -> lis
         seen: set[str] = set()
         for layer in layers:
             if layer not in seen:
-                groups.append(_channel_group(graph, layer, model.get_submodule(layer), names))
+                # Where some had no end, others will have none: each is followed less far.
+                endless = sum(group.refusal.startswith(ENDLESS) for group in groups)
+                root = model.get_submodule(layer)
+                groups.append(_channel_group(graph, layer, root, names, LIMIT // (1 + endless)))
                 seen.update(member.layer for member in groups[-1].members if member.side == "out")
         # Its nodes hold each other, the trace's activations and the model; they would stay until the next collection.
         for node in graph.module2node.values():
@@ -122,7 +126,7 @@ class _Reached(NamedTuple):
 
 
 def _walk(
-    graph: tp.DependencyGraph, root: nn.Module, width: int, names: Mapping[nn.Module, str]
+    graph: tp.DependencyGraph, root: nn.Module, width: int, names: Mapping[nn.Module, str], limit: int
 ) -> tuple[list[_Reached], str]:
     """All that hangs on the channels of one layer, and why it cannot be cut; empty where nothing speaks against it.
 
@@ -151,8 +155,8 @@ def _walk(
                 problem = problem or f"its channels are padded, rearranged or mixed on the way to {where}"
         followed += len(fresh)
         # What is refused need not be followed to its end, only far enough to know what belongs to it.
-        if followed > (LIMIT // 100 if problem else LIMIT):
-            problem = problem or f"it has more than {LIMIT:,} couplings to other layers"
+        if followed > (min(limit, LIMIT // 100) if problem else limit):
+            problem = problem or f"{ENDLESS} {limit:,} couplings to other layers"
             break
         for dependency in node.dependencies if fresh else ():
             if dependency.is_triggered_by(handler):
@@ -165,12 +169,12 @@ def _walk(
 
 
 def _channel_group(
-    graph: tp.DependencyGraph, name: str, root: nn.Module, names: Mapping[nn.Module, str]
+    graph: tp.DependencyGraph, name: str, root: nn.Module, names: Mapping[nn.Module, str], limit: int
 ) -> ChannelGroup:
     width = width_of(root)
     if root not in graph.module2node:
         return ChannelGroup(name, width, (), refusal="no gradient reaches it, so its channels cannot be followed")
-    reached, problem = _walk(graph, root, width, names)
+    reached, problem = _walk(graph, root, width, names, limit)
     refusal = "it has a single channel" if width < 2 else problem
     members, parameters, partitions = [], [], 1
     for node, side, roots in reached:

@@ -239,7 +239,7 @@ def _analyses(tables: Table, planning: Table, depth: Table) -> dict[str, Table]:
     """Every analysis that the recipe names; those that a plan asks for need no table of their own."""
     ranking = planning["rank_by"]
     asked = [ranking] if isinstance(ranking, str) else [*ranking]
-    asked += [*(planning["redundancy_by"] or ()), *(planning["width_by"] or ()), *(depth["depth_by"] or ())]
+    asked += [*planning["redundancy_by"], *(planning["width_by"] or ()), *(depth["depth_by"] or ())]
     named = {**tables, **{name: {} for name in asked if name not in tables}}
     bound = {}
     for name, table in named.items():

@@ -134,11 +134,11 @@ def test_redundancy_shifts_the_ranking() -> None:
     unlike = {"conv0": torch.tensor([0.0, 9.0, 9.0, 0.0])}  # says nothing of conv1
     findings = [Finding("l2", importance=importance), Finding("redundancy", importance=unlike)]
     alone = plan(findings, graph, rank_by="l2", redundancy_by=[], macs=0.4).kept()
-    both = plan(findings, graph, rank_by="l2", redundancy_weight=1.0, macs=0.4).kept()
+    both = plan(findings, graph, rank_by="l2", redundancy_by=["redundancy"], redundancy_weight=1.0, macs=0.4).kept()
     assert alone["conv0"] == (0, 1)
     assert both["conv0"] == (1, 2)
     assert alone["conv1"] == both["conv1"]
-    assert Ranking(findings, ["l2"], None).name == "l2 with redundancy"
+    assert Ranking(findings, ["l2"], ["redundancy"]).name == "l2 with redundancy"
     with pytest.raises(UserError, match="redundancy_by = 'nothing'"):
         plan(findings, graph, rank_by="l2", redundancy_by=["nothing"])
     with pytest.raises(UserError, match="redundancy_weight = -1"):

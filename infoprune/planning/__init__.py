@@ -32,7 +32,7 @@ def plan(
     latency: float | None = None,
     latency_ms: float | None = None,
     rank_by: str | list[str] = "information_bottleneck",
-    redundancy_by: list[str] | None = None,
+    redundancy_by: Sequence[str] = (),
     redundancy_weight: float = 0.5,
     reduce: Reduce = "mean",
     scale: Scale = "standardized",
@@ -48,10 +48,10 @@ def plan(
 ) -> Plan:
     """Chooses the channels to keep.
 
-    The default rule joins what has run: filters are ranked by their information-bottleneck score plus half of what
-    `redundancy` and `spectral_rolloff` say of their redundancy, no width goes below what `cmi_permutation` recommends
-    as long as the budget allows it, and blocks that `data_processing` names have been taken out of the graph before,
-    where validation confirmed it. Each group's reason says which signal decided.
+    The rule joins what has run: filters are ranked by `rank_by`, to which signals of redundancy can be added; no width
+    goes below what `cmi_permutation` recommends as long as the budget allows it; and blocks that `data_processing`
+    names have been taken out of the graph before, where validation confirmed it. Each group's reason says which signal
+    decided.
 
     Args:
         findings: what the analyses found; those in `rank_by` must be among them.
@@ -65,8 +65,8 @@ def plan(
         latency: the budget in measured time of a forward pass on this device, a share of the unpruned network's.
         latency_ms: the same in milliseconds.
         rank_by: the analysis whose importance ranks the channels, or several, which count alike.
-        redundancy_by: analyses whose importance is added as a signal of redundancy; if not given, `redundancy` and
-            `spectral_rolloff` where they ran.
+        redundancy_by: analyses whose importance is added as a signal of redundancy, such as `redundancy` and
+            `spectral_rolloff`.
         redundancy_weight: of these signals against the ranking's.
         reduce: how the scores of several layers in one group become one score per channel.
         scale: what the scores of several layers or analyses are brought to before they are joined.

@@ -11,8 +11,6 @@ from infoprune.errors import UserError, did_you_mean
 
 Reduce = Literal["mean", "max", "sum"]
 Scale = Literal["standardized", "ranks", "values"]
-# What is taken as a signal of redundancy wherever it ran, unless the recipe says otherwise.
-REDUNDANCY = ("redundancy", "spectral_rolloff")
 
 
 def group_scores(
@@ -87,8 +85,7 @@ class Ranking:
     Args:
         findings: what the analyses found.
         rank_by: the analyses whose importance ranks; at least one.
-        redundancy_by: the analyses whose importance says how little of a filter others know; `None` for those of
-            `REDUNDANCY` that are among the findings.
+        redundancy_by: the analyses whose importance says how little of a filter others know.
         weight: of redundancy against the ranking, 0 or more.
         reduce: how several layers of a group are joined.
         scale: what scores are brought to before they are joined.
@@ -101,7 +98,7 @@ class Ranking:
         self,
         findings: Sequence[Finding],
         rank_by: str | Sequence[str],
-        redundancy_by: Sequence[str] | None = (),
+        redundancy_by: Sequence[str] = (),
         weight: float = 0.5,
         reduce: Reduce = "mean",
         scale: Scale = "standardized",
@@ -111,10 +108,10 @@ class Ranking:
         main = [rank_by] if isinstance(rank_by, str) else list(rank_by)
         if not main:
             raise UserError("[plan] rank_by is empty; name at least one analysis")
-        ran = {finding.analysis for finding in findings}
-        more = [name for name in REDUNDANCY if name in ran] if redundancy_by is None else redundancy_by
         self.main = [finding_named(findings, name, "rank_by") for name in main]
-        self.more = [finding_named(findings, name, "redundancy_by") for name in more if name not in main and weight]
+        self.more = [
+            finding_named(findings, name, "redundancy_by") for name in redundancy_by if name not in main and weight
+        ]
         self.weight, self.reduce, self.scale = weight, reduce, scale
 
     @property
