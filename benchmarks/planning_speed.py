@@ -2,56 +2,25 @@
 
     python -m benchmarks.planning_speed [--output NOTE.md]
 
-Findings and sensitivities are drawn by chance, since only the planner is timed. Memory is the tensors alive beside the
-model, at their most, in copies of the model.
+Findings and sensitivities are drawn by chance, since only the planner is timed. Memory is the resident size that
+pruning adds at its most, in copies of the model, the pruned model and activations included.
 """
 
 import argparse
+import gc
 import time
-import weakref
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
-from benchmarks.information.machine import header
+from benchmarks.information.machine import header, peak_memory_gib, reset_peak_memory
 from infoprune.artifacts import ChannelGraph, Finding
 from infoprune.models import torchvision
 from infoprune.planning import plan
 from infoprune.pruning import channel_graph, prune
 
 NETWORKS = ("mobilenet_v2", "resnet50", "wide_resnet101_2")
-
-
-class Peak(TorchDispatchMode):
-    """Follows the bytes of parameter-sized tensors that are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive, self.most = 0, 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, Tensor):
-                self._follow(each.untyped_storage())
-        return result
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = storage.data_ptr()
-        if key and key not in self.seen:
-            size = storage.nbytes()
-            self.seen.add(key)
-            self.alive += size
-            self.most = max(self.most, self.alive)
-            weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.alive -= size
 
 
 def random_findings(graph: ChannelGraph, model: nn.Module) -> tuple[Finding, dict[str, dict[int, float]]]:
@@ -90,10 +59,13 @@ def main() -> None:
         start = time.perf_counter()
         prune(model, chosen)
         cells.append(f"{time.perf_counter() - start:.2f} s")
-        with Peak() as peak:
-            prune(model, chosen)
-        own = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        cells.append(f"{peak.most / own:.2f} copies")
+        gc.collect()
+        reset_peak_memory()
+        before = peak_memory_gib()
+        smaller = prune(model, chosen)
+        own = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**30
+        cells.append(f"{(peak_memory_gib() - before) / own:.2f} copies")
+        del smaller
         filters = sum(len(scores) for scores in finding.importance.values())
         lines.append(f"| {name} | {filters:,} | {len(graph.groups)} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
