@@ -103,7 +103,8 @@ class Choosing(Workspace):
         blocks = any(finding.removable for finding in self.findings()) and depth["depth_by"] != []
         if options["masks"] is None and (blocks or depth["remove"]):
             files.append(self._choose_blocks())
-        if _by_sensitivity(options):
+        free = any(not group.refusal for group in self.graph_of(self._removed()).groups)
+        if free and _by_sensitivity(options):
             files.append(self._measure_sensitivity())
         if {options["latency"], options["latency_ms"]} != {None} or self.settings.verbs["search"][
             "budget"
@@ -240,9 +241,10 @@ class Choosing(Workspace):
 
     def sensitivity(self) -> dict[str, dict[int, float]]:
         """Per group, width -> loss, as measured; empty where the plan needs none."""
-        if not _by_sensitivity(self.settings.verbs["plan"]):
+        path = self.out / "sensitivity.json"
+        if not _by_sensitivity(self.settings.verbs["plan"]) or not path.exists():
             return {}
-        losses = store.read_json(self.out / "sensitivity.json").get("losses", {})
+        losses = store.read_json(path).get("losses", {})
         return {group: {int(width): loss for width, loss in row.items()} for group, row in losses.items()}
 
     def _measure_timings(self) -> Path:

@@ -184,7 +184,7 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert "goes on" in said
     result = call("repair", "digits", "--out", tmp_path)
-    assert result.output.count("up to date") == 4
+    assert result.output.count("up to date") == 5
 
 
 def test_model_that_refuses_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
