@@ -168,3 +168,14 @@ def test_feasibility_says_what_could_go() -> None:
     assert (rooms["conv1"].floor, rooms["conv1"].saves_macs) == (8, 0)
     assert rooms["conv1"].refusal == "protected by the recipe"
     assert rooms["conv2"].refusal == "its channels are the network's output"
+
+
+def test_budgets_below_what_was_measured_get_uniform_widths() -> None:
+    graph = line(16, 16, 16, 2)
+    found = plan([scored(graph)], graph, TABLE, rank_by="l2", macs=0.05, min_share=0.0)
+    assert found.macs_after <= 0.05 * found.macs_before
+    assert found.groups[0].reason.startswith("uniform width")
+    assert any("least widths that sensitivity measured" in note for note in found.notes)
+    assert plan([scored(graph)], graph, TABLE, rank_by="l2", macs=0.5).groups[0].reason.startswith("sensitivity width")
+    with pytest.raises(UserError, match="out of reach"):
+        plan([scored(graph)], graph, TABLE, rank_by="l2", macs=0.05, min_share=0.0, allocation="sensitivity")

@@ -14,7 +14,7 @@ from infoprune.planning.constraints import Constraints, touched
 from infoprune.planning.masks import kept_by, read_masks
 from infoprune.planning.ranking import Ranking, Reduce, Scale, best
 from infoprune.planning.recommending import WidthAs, advise, advising
-from infoprune.planning.sensitivity import cheapest
+from infoprune.planning.sensitivity import cheapest, reaches
 from infoprune.planning.spans import decided_by, spans_of
 
 Allocation = Literal["uniform", "global", "sensitivity"]
@@ -106,6 +106,7 @@ def plan(
     limits = {"macs": macs, "parameters": parameters, "bytes": bytes, "latency": latency, "latency_ms": latency_ms}
     budget = budget_of(graph, **limits, predict=predict)
     budget.check({group.name: constraints.floor(group) for group in free})
+    asked = allocation is not None
     if allocation is None:
         allocation = "sensitivity" if sensitivity and width_as != "prior" else "uniform"
     advisers = advising(findings, width_by)
@@ -116,6 +117,9 @@ def plan(
         )
     advice = {group.name: given for group in free if (given := advise(advisers, group)) is not None}
     spans, notes = spans_of(free, constraints, advice, width_as, budget)
+    if allocation == "sensitivity" and not asked and not reaches(sensitivity or {}, budget, spans):
+        allocation = "uniform"
+        notes = (*notes, "the budget lies below the least widths that sensitivity measured, so widths are uniform")
     if allocation == "sensitivity":
         widths = cheapest(sensitivity or {}, budget, spans)
     elif allocation == "global":

@@ -78,6 +78,12 @@ def cheapest(table: Table, budget: Budget, spans: Sequence[Span]) -> dict[str, i
     return widen(budget, dearest, descent.widths)
 
 
+def reaches(table: Table, budget: Budget, spans: Sequence[Span]) -> bool:
+    """Whether a budget can be met with every group at the least width that was measured, or at its floor."""
+    measured = {span.group.name: table.get(span.group.name) or {span.group.width: 0.0} for span in spans}
+    return budget.met({span.group.name: max(span.floor, min(measured[span.group.name])) for span in spans})
+
+
 class _Descent:
     """Takes the cheapest step down until the budget is met."""
 
