@@ -53,7 +53,9 @@ class Comparison:
         """Measures every cell that is not known yet; `compare.json` and `compare.csv` hold all of them."""
         job, options = self.job, self.options
         verbs = {name: job.settings.verbs[name] for name in ("plan", "repair", "finetune", "sensitivity")}
-        made_from = job.made_from({**verbs, "cut": options.cut, "epochs": options.epochs})
+        made_from = job.made_from(
+            {**verbs, "analyses": job.settings.analyses, "cut": options.cut, "epochs": options.epochs}
+        )
         before = store.read_json(self.path) if self.path.exists() else {}
         rows = before.get("cells", []) if before.get(MADE_FROM) == made_from else []
         cells = [from_json(row, Cell, str(self.path)) for row in rows]

@@ -64,6 +64,11 @@ def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatc
     found = compare(again, again.settings.compare)
     assert measured == [RANDOM]
     assert [(c.criterion, c.seed, c.repaired) for c in found] == [(c.criterion, c.seed, c.repaired) for c in cells]
+    # Cells of other analyses' options are not these.
+    measured.clear()
+    other = job(tmp_path, "analyses.information_bottleneck={beta=1.0}")
+    compare(other, other.settings.compare)
+    assert len(measured) == len(cells)
 
 
 def test_controls_have_the_recipes_widths(tmp_path: Path) -> None:
