@@ -146,7 +146,8 @@ class Choosing(Workspace):
                 return math.nan
             return self._validated(found)
 
-        base, known, remember = self._remembered(path, made_from)
+        halvings = math.ceil(math.log2(max(1.0, (1 - how["least"]) / max(how["tolerance"], 1e-6))))
+        base, known, remember = self._remembered(path, made_from, 1 + halvings)
         found = search(attempt, base, known, remember, **how)
         chosen = self._planned({**unlimited, budget: found.share})
         note = (
@@ -163,7 +164,8 @@ class Choosing(Workspace):
         trials = self.out / ".depth.json"
 
         def make() -> None:
-            base, known, remember = self._remembered(trials, made_from)
+            named = {block for finding in self.findings() for block in finding.removable}
+            base, known, remember = self._remembered(trials, made_from, 2 * len(named))
 
             def attempt(blocks: tuple[str, ...]) -> float:
                 graph = self.graph_of(blocks)
@@ -188,9 +190,9 @@ class Choosing(Workspace):
         return tuple(store.read_json(path).get("removed", ())) if "depth" in self._told else ()
 
     def _remembered(
-        self, path: Path, made_from: Mapping[str, Any]
+        self, path: Path, made_from: Mapping[str, Any], most: int
     ) -> tuple[float, dict[str, float], Callable[[Mapping[str, float]], None]]:
-        """The unpruned model's validation accuracy, what was tried before, and how to write down what is."""
+        """The unpruned model's validation accuracy, what was tried before of `most`, and how to note what is."""
         before = store.read_json(path) if path.exists() else {}
         if before.get(MADE_FROM) != made_from:
             before = {"base": self._accuracy(self.base), "tried": {}}
@@ -198,7 +200,7 @@ class Choosing(Workspace):
         known = {key: math.nan if value is None else value for key, value in before["tried"].items()}
 
         def remember(tried: Mapping[str, float]) -> None:
-            self.progress.advance(f"trying {len(tried)}", 1, 0)
+            self.progress.advance("trials", len(tried), max(most, len(tried)))
             rows = {key: None if math.isnan(value) else value for key, value in tried.items()}
             store.write_json(path, {MADE_FROM: made_from, "base": base, "tried": rows})
 

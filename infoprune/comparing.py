@@ -61,6 +61,7 @@ class Comparison:
         cells = [from_json(row, Cell, str(self.path)) for row in rows]
         known = {(cell.criterion, cell.share, cell.seed) for cell in cells}
         wanted = self._wanted()
+        job.progress.advance("compare", 0, len(wanted))
         for done, key in enumerate(wanted, start=1):
             if key not in known:
                 cells.append(self._cell(*key))

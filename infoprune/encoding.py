@@ -40,6 +40,18 @@ def from_json(value: Any, kind: type[Noun], source: str) -> Noun:
         raise UserError(f"'{source}' is no valid {kind.__name__.lower()}: {error}; mend it or remove it") from error
 
 
+def differing(a: Any, b: Any, where: str = "") -> list[str]:
+    """Dotted names of the entries in which two JSON values differ.
+
+    >>> differing({"seed": 0, "plan": {"macs": 0.5}}, {"seed": 0, "plan": {"macs": 0.3, "bytes": 9}})
+    ['plan.bytes', 'plan.macs']
+    """
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if a == b else [where or "all"]
+    names = sorted({*a, *b})
+    return [row for key in names for row in differing(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))]
+
+
 def _encode(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()

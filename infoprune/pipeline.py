@@ -119,7 +119,10 @@ class Run(Choosing):
             scores = {stage: self._score(stage) for stage in STAGES}
             if not distributed.is_first():
                 return
-            rows = {stage: to_json(self._measure(stage, score, options)) for stage, score in scores.items()}
+            rows = {}
+            for done, (stage, score) in enumerate(scores.items(), start=1):
+                rows[stage] = to_json(self._measure(stage, score, options))
+                self.progress.advance("evaluate latency", done, len(scores))
             proof = checkpoint.header_of(self._file("pruned"))["verification"]
             store.write_json(self.out / "metrics.json", {MADE_FROM: made_from, **rows, "verification": proof})
 

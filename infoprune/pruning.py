@@ -6,7 +6,7 @@ The library neither validates indices nor reports what it cannot do, so everythi
 import gc
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,13 +24,16 @@ from infoprune.verifying import verify
 TRIAL_SECONDS = 120.0
 
 
-def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()) -> ChannelGraph:
+def channel_graph(
+    model: nn.Module, example: Tensor, removed: Sequence[str] = (), on_group: Callable[[int, int], None] | None = None
+) -> ChannelGraph:
     """Channel groups and layer costs of a model; the model itself is not touched.
 
     Args:
         model: any module that torch-pruning can trace.
         example: one or more input samples, `samples x channels x height x width`.
         removed: blocks that give way to the identity first; the groups are those of what remains.
+        on_group: told the number of groups of which it is known whether they can be cut, and of all to be tried.
 
     Returns:
         All groups in the order of the forward pass; those that cannot be pruned carry the reason.
@@ -39,7 +42,8 @@ def channel_graph(model: nn.Module, example: Tensor, removed: Sequence[str] = ()
         UserError: where the model cannot be traced, or runs no convolution or linear layer.
     """
     graph, copies = _untried(model, example, removed)
-    return _tried(model, graph, [group.name for group in graph.groups if not group.refusal], example, copies)
+    names = [group.name for group in graph.groups if not group.refusal]
+    return _tried(model, graph, names, example, copies, on_group)
 
 
 def _untried(model: nn.Module, example: Tensor, removed: Sequence[str]) -> tuple[ChannelGraph, list[nn.Module]]:
@@ -60,7 +64,12 @@ def _untried(model: nn.Module, example: Tensor, removed: Sequence[str]) -> tuple
 
 
 def _tried(
-    model: nn.Module, graph: ChannelGraph, names: list[str], example: Tensor, copies: list[nn.Module]
+    model: nn.Module,
+    graph: ChannelGraph,
+    names: list[str],
+    example: Tensor,
+    copies: list[nn.Module],
+    on_group: Callable[[int, int], None] | None = None,
 ) -> ChannelGraph:
     """The graph with those of the named groups refused whose cut, at random, does not compute what masking them does.
 
@@ -70,6 +79,7 @@ def _tried(
     if not bool((images != images.flatten()[0]).any()):  # On zeros much would agree that does not on images.
         images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     refusals: dict[str, str] = {}
+    tried = names
 
     def problem(names: Sequence[str]) -> str:
         kept = {group.name: _drawn(group) for group in graph.groups if group.name in names}
@@ -85,23 +95,31 @@ def _tried(
             return f"a trial cut fails: {own}{' '.join(str(error).split())}"
         return ""
 
-    start = time.monotonic()
+    start, settled = time.monotonic(), set[str]()
+
+    def settle(names: list[str], words: str = "") -> None:
+        settled.update(names)
+        if words:
+            refusals.update(dict.fromkeys(names, words))
+        if on_group is not None:
+            on_group(len(settled), len(tried))
 
     def sound(names: list[str]) -> list[str]:
         """Those that can be cut together, found by halving."""
         if time.monotonic() - start > TRIAL_SECONDS:
             late = f"whether it can be cut was not known after {TRIAL_SECONDS:g} s of trials on this machine"
-            refusals.update(dict.fromkeys(names, late))
+            settle(names, late)
             return []
         if not names or not (words := problem(names)):
+            settle(names)
             return names
         if len(names) == 1:
-            refusals[names[0]] = words
+            settle(names, words)
             return []
         middle = len(names) // 2
         left, right = sound(names[:middle]), sound(names[middle:])
         if words := problem([*left, *right]) if left and right else "":
-            refusals.update(dict.fromkeys(right, words))
+            settle(right, words)
             return left
         return left + right
 

@@ -1,6 +1,7 @@
 """A run directory and what the steps in it share: the recipe's model and data, and where each artifact came from."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from infoprune import __version__, checkpoint, distributed, registry, store
 from infoprune.artifacts import Analysis, ChannelGraph, Plan
-from infoprune.encoding import from_json, to_json
+from infoprune.encoding import differing, from_json, to_json
 from infoprune.errors import UserError
 from infoprune.histories import write_history
 from infoprune.planes import PlaneFile
@@ -23,6 +24,7 @@ from infoprune.settings import SEEDED, Settings, bind_recipe
 from infoprune.splits import Batches, Data, SplitName
 from infoprune.training import check_options, finetune
 
+LOGGER = logging.getLogger(__name__)
 # Under this name every artifact says which options and inputs it came from.
 MADE_FROM = "made_from"
 # What the two verbs that train leave: a model, and the history of its training.
@@ -120,13 +122,14 @@ class Workspace:
     @cached_property
     def graph(self) -> ChannelGraph:
         """Channel groups of the unpruned model."""
-        return channel_graph(self.base, self.calibration[0][0][:1])
+        return self.graph_of(())
 
     def graph_of(self, removed: Sequence[str]) -> ChannelGraph:
         """Channel groups of the unpruned model without some of its blocks."""
         key = tuple(removed)
         if key not in self._graphs:
-            self._graphs[key] = channel_graph(self.base, self.calibration[0][0][:1], key) if key else self.graph
+            example, tell = self.calibration[0][0][:1], self._advance("channel groups")
+            self._graphs[key] = channel_graph(self.base, example, key, tell)
         return self._graphs[key]
 
     @cached_property
@@ -184,7 +187,12 @@ class Workspace:
 
     def _is_there(self, path: Path, made_from: Mapping[str, Any]) -> bool:
         """Whether an artifact came from these options and inputs, as the first process finds it."""
-        return distributed.decide(lambda: path.exists() and self._origin_of(path) == made_from)
+        return distributed.decide(lambda: path.exists() and self._came_from(path, made_from))
+
+    def _came_from(self, path: Path, made_from: Mapping[str, Any]) -> bool:
+        if changed := differing(self._origin_of(path), made_from):
+            LOGGER.info("%s is made anew: changed are %s", path.name, ", ".join(changed))
+        return not changed
 
     def _origin_of(self, path: Path) -> Any:
         if path.suffix == store.SAFETENSORS:

@@ -1,6 +1,5 @@
 """The command `compare`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -8,17 +7,18 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from infoprune.cli.display import PROCESS, Display, conclude, failures, job_for, out, recipe_options
+from infoprune.cli.running import Shown, on_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infoprune.artifacts import Cell
+    from infoprune.pipeline import Run
 
 
-@click.command(short_help="Compare criteria at equal budgets, with controls; write compare.csv.")
-@recipe_options
-def compare(recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+@click.command(short_help="Criteria at equal budgets, with controls; writes compare.csv.")
+@on_recipe
+def compare(job: "Run") -> Shown:
     """Compare criteria at equal budgets on the recipe's model and data, before and after repair (and after fine-tuning
     of equal length, with compare.epochs), beside controls: random filters at the same widths, uniform L2, and a small
     dense network trained from scratch. infoprune options compare lists what can be set.
@@ -26,16 +26,10 @@ def compare(recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet:
     The test split is looked at once per stage of each cell; nothing is chosen on it. Interrupted, the same command goes
     on with the cells that are missing.
     """
-    display = Display(quiet)
-    with failures(), display.bars:
-        from infoprune import comparing
+    from infoprune import comparing
 
-        job = job_for(recipe, folder, overrides, display)
-        cells = comparing.compare(job, job.settings.compare)
-        table = cells_table(cells, job.graph.unpruned.macs)
-    if not PROCESS:
-        out.print(table)
-    conclude(job)
+    cells = comparing.compare(job, job.settings.compare)
+    return Shown(cells, [cells_table(cells, job.graph.unpruned.macs)])
 
 
 def cells_table(cells: "Sequence[Cell]", whole: int) -> Table:

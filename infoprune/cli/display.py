@@ -2,31 +2,38 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infoprune.errors import RunError, UserError
 
-if TYPE_CHECKING:
-    from infoprune.pipeline import Run
-
 # torchrun numbers the processes that it starts; only the first shows how far the job is and what came of it.
 PROCESS = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+# Seconds between plain lines where no terminal can show a bar.
+EVERY = 10.0
 out = Console()
 err = Console(stderr=True)
 
 
 class Display:
-    """Draws the progress of a run: a line per step, a bar for what takes long."""
+    """Draws how far a command is: a line per step, and a bar with the remaining time for what takes long.
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet = quiet or PROCESS > 0
+    Without a terminal, plain lines stand for the bar, one every `EVERY` seconds.
+
+    Args:
+        quiet: show nothing.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.quiet, self.clock = quiet or PROCESS > 0, clock
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -34,82 +41,86 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self.bars = Progress(*columns, console=err, transient=True, disable=quiet)
-        self.tasks: dict[str, Any] = {}
+        self.bars = Progress(*columns, console=err, transient=True, disable=self.quiet or not err.is_terminal)
+        self._task: Any = None
+        self._what = ""
+        self._step = self._begun = self._said = clock()
+        self._first = 0
+
+    def __enter__(self) -> "Display":
+        self.bars.start()
+        self._show("starting", 0, 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
 
     def step(self, name: str, state: str) -> None:
         """A step is "running", "done" or "up to date"."""
-        self._clear()
-        if not self.quiet and state != "running":
-            err.print(f"[green]✓[/] {name}" + ("" if state == "done" else f" [dim]({state})[/]"))
-        elif not self.quiet and not err.is_terminal:
-            err.print(f"  {name} …")
+        self._show(name if state == "running" else "working", 0, 0)
+        if state == "running":
+            self._step = self.clock()
+            if not err.is_terminal:
+                self._print(f"  {name} …")
+        else:
+            took = self.clock() - self._step
+            said = f" [dim]({state})[/]" if state != "done" else f" [dim]{duration(took)}[/]" if took >= 1 else ""
+            self._print(f"[green]✓[/] {name}{said}")
 
     def advance(self, what: str, done: int, total: int) -> None:
         """A long step got this far; `total` is 0 where nobody knows."""
-        if what not in self.tasks:
-            self._clear()
-            self.tasks[what] = self.bars.add_task(what, total=total or None)
-        self.bars.update(self.tasks[what], completed=done, total=total or None)
+        self._show(what, done, total)
+        now = self.clock()
+        if err.is_terminal or not self._first < done < total or now - self._said < EVERY:
+            return
+        left = (now - self._begun) / (done - self._first) * (total - done)
+        self._print(f"  {what}: {done} of {total}, {duration(left)} left")
+        self._said = now
 
-    def _clear(self) -> None:
-        for task in self.tasks.values():
-            self.bars.remove_task(task)
-        self.tasks.clear()
+    def _show(self, what: str, done: int, total: int) -> None:
+        if what != self._what or self._task is None:
+            if self._task is not None:
+                self.bars.remove_task(self._task)
+            self._what, self._begun, self._said, self._first = what, self.clock(), self.clock(), done
+            self._task = self.bars.add_task(what, total=total or None)
+        self.bars.update(self._task, completed=done, total=total or None)
+
+    def _print(self, text: str) -> None:
+        if not self.quiet:
+            err.print(text, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """A time as one says it.
+
+    >>> duration(7.4), duration(200), duration(7400)
+    ('7 s', '3 min 20 s', '2 h 3 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """A user's mistake ends with exit code 2 and a message, a failed run with 1; anything else is a bug of ours."""
+def failures(known: Mapping[str, Any]) -> Iterator[None]:
+    """A user's mistake ends with exit code 2 and a message, a failed run with 1; anything else is a bug of ours.
+
+    Args:
+        known: what the command has said of itself until then: "verbose", and its "run" directory.
+    """
     try:
         yield
     except (UserError, RunError) as error:
+        if known.get("verbose"):
+            traceback.print_exc()
         who = f"process {PROCESS}: " if PROCESS else ""
-        err.print(f"[bold red]error:[/] {who}{plain(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {who}{escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        err.print("interrupted; the same command again goes on with the step that was running")
+        if not PROCESS:
+            kept = f"; what is done is in {known['run']}, and the same command again goes on" if "run" in known else ""
+            err.print(f"interrupted{escape(kept)}", highlight=False, soft_wrap=True)
         sys.exit(130)
-
-
-def plain(text: str) -> str:
-    """Text in which brackets are no markup."""
-    from rich.markup import escape
-
-    return escape(text)
-
-
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
-
-
-def recipe_options(function: Callable[..., None]) -> Callable[..., None]:
-    """What every command that works on a recipe takes."""
-    for decorator in (
-        click.option("-q", "--quiet", is_flag=True, help="No progress display."),
-        click.option(
-            "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override an option of the recipe."
-        ),
-        click.option("--out", "folder", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE]"),
-        click.argument("recipe"),
-    ):
-        function = decorator(function)
-    return function
-
-
-def job_for(recipe: str, out_folder: Path | None, overrides: tuple[str, ...], display: Display) -> "Run":
-    """A recipe in its run directory."""
-    from infoprune import pipeline
-    from infoprune.recipe import read
-
-    read_recipe = read(recipe, overrides)
-    return pipeline.Run(read_recipe, out_folder or Path("runs") / read_recipe.name, display)
-
-
-def conclude(job: "Run") -> bool:
-    """Ends the work of several processes; whether this one is to show what came of it."""
-    from infoprune import distributed
-
-    distributed.stop()
-    if not PROCESS:
-        err.print(f"artifacts are in {job.out}", highlight=False, soft_wrap=True)
-    return not PROCESS

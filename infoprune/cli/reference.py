@@ -1,32 +1,50 @@
-"""The commands that need no recipe: `options`, `recipes`, `new`, `doctor`, `check-estimator`."""
+"""The commands that need no recipe: `options`, `recipes`, `new`, `doctor`, `check-estimator`, `completion`."""
 
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from infoprune.cli.display import failures, out, plain
+from infoprune.cli.display import Display, out
+from infoprune.cli.running import JSON, QUIET, Shown, show
 from infoprune.errors import UserError
 
+OVERRIDES = click.option("--set", "given", multiple=True, metavar="TABLE.KEY=VALUE", help="An option to write out.")
 
-@click.command(short_help="Show the options of a recipe table.")
+
+@click.command(short_help="All tables of a recipe, or the options of one.")
+@JSON
 @click.argument("table", required=False)
-def options(table: str | None) -> None:
+def options(table: str | None, as_json: bool) -> None:
     """Show the options of a recipe TABLE (run, calibration, plan, finetune, analyses.NAME, model.NAME, data.NAME …),
     or without one the list of tables."""
     from infoprune import settings
 
-    with failures():
-        if table is None:
-            for name in settings.tables():
-                out.print(name, highlight=False)
-            return
-        rows = Table("option", "type", "default", "what it does", title=f"[{table}]".replace("[", r"\["))
-        for row in settings.describe(table):
-            rows.add_row(*(plain(cell) for cell in row))
-        out.print(rows)
+    if table is None:
+        names = settings.tables()
+        show(Shown(names, names), as_json)
+        return
+    found = settings.describe(table)
+    rows = Table("option", "type", "default", "what it does", title=escape(f"[{table}]"))
+    for row in found:
+        rows.add_row(*(escape(cell) for cell in row))
+    show(Shown([dict(zip(("option", "type", "default", "help"), row, strict=True)) for row in found], [rows]), as_json)
+
+
+@click.command(short_help="The recipes that come with the package.")
+@JSON
+@click.option("-q", "--quiet", is_flag=True, help="Names only.")
+def recipes(quiet: bool, as_json: bool) -> None:
+    """List the shipped recipes, one line each. RECIPE in other commands takes any of these names."""
+    from infoprune.recipe import shipped
+
+    lines = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in shipped().items()}
+    said = list(lines) if quiet else [f"{name:20} {first}" for name, first in lines.items()]
+    show(Shown(lines, [escape(line) for line in said]), as_json)
 
 
 @click.command(short_help="Write a recipe to start from.")
@@ -34,44 +52,43 @@ def options(table: str | None) -> None:
 @click.option("--model", default="cifar_resnet", show_default=True, help="A model family, or package.module:function.")
 @click.option("--data", default="cifar10", show_default=True, help="A data set, or package.module:function.")
 @click.option("--weights", help="A weights file (.safetensors, .pth).")
-@click.option("--set", "given", multiple=True, metavar="TABLE.KEY=VALUE", help="An option to write out.")
-def new(path: Path, model: str, data: str, weights: str | None, given: tuple[str, ...]) -> None:
+@OVERRIDES
+@QUIET
+def new(path: Path, model: str, data: str, weights: str | None, given: tuple[str, ...], quiet: bool) -> None:
     """Write a recipe for a model and a data set to PATH, with all their options at hand as comments."""
     from infoprune.starting import starting_recipe
 
-    with failures():
-        if path.exists():
-            raise UserError(f"'{path}' is there already; choose another name")
-        text = starting_recipe(f"{model} on {data}", model, data, weights, given)
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write '{path}': {error.strerror}; choose another place") from error
-    out.print(f"wrote {plain(str(path))}; infoprune inspect {plain(str(path))} shows what could be cut", soft_wrap=True)
+    if path.exists():
+        raise UserError(f"'{path}' is there already; choose another name")
+    text = starting_recipe(f"{model} on {data}", model, data, weights, given)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}; choose another place") from error
+    if not quiet:
+        name = escape(str(path))
+        out.print(f"wrote {name}; infoprune inspect {name} shows what could be cut", soft_wrap=True)
 
 
-@click.command(short_help="Show versions, devices and the data found.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.command(short_help="Versions, devices and the data found.")
+@JSON
+@click.option("-q", "--quiet", is_flag=True, help="Problems only.")
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
+def doctor(context: click.Context, quiet: bool, as_json: bool) -> None:
     """Show versions, devices, threads and the data found; exit code 1 where something is missing."""
-    from infoprune import diagnosing
+    with Display(quiet or as_json):
+        from infoprune import diagnosing
 
-    rows = diagnosing.diagnose()
-    if as_json:
-        import json
-        from dataclasses import asdict
-
-        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
-    else:
-        table = Table("", "", box=box.SIMPLE, show_header=False)
-        for row in rows:
-            table.add_row(row.what, f"[red]{plain(row.found)}[/]" if row.problem else plain(row.found))
-        out.print(table)
+        rows = diagnosing.diagnose()
+    table = Table("", "", box=box.SIMPLE, show_header=False)
+    for row in rows:
+        if row.problem or not quiet:
+            table.add_row(row.what, f"[red]{escape(row.found)}[/]" if row.problem else escape(row.found))
+    show(Shown(rows, [table] if table.row_count else []), as_json)
     context.exit(int(any(row.problem for row in rows)))
 
 
-@click.command("check-estimator", short_help="Show how far the information estimates can be trusted.")
+@click.command("check-estimator", short_help="How far the information estimates can be trusted.")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Rényi order.")
 @click.option("--rule", default="standardized", show_default=True, help="Kernel-width rule.")
 @click.option("--gamma", type=float, default=1.0, show_default=True, help="Factor of the standardized width.")
@@ -81,32 +98,27 @@ def doctor(context: click.Context, as_json: bool) -> None:
 @click.option("--repeats", type=int, default=5, show_default=True, help="Independent draws per case.")
 @click.option("--permutations", type=int, default=20, show_default=True, help="Permutations for the debiased value.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything random follows from it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check_estimator(as_json: bool, **chosen: Any) -> None:
+@JSON
+@QUIET
+def check_estimator(as_json: bool, quiet: bool, **chosen: Any) -> None:
     """Run the information estimator, with the settings given, on cases whose truth is known.
 
     Values are I(A;B) in bits. KSG is an independent nearest-neighbour estimate on the same samples.
     """
-    from infoprune.information import checking
+    with Display(quiet or as_json) as display:
+        from infoprune.information import checking
 
-    with failures():
         try:
-            rows = checking.check_estimator(**chosen)
+            rows = checking.check_estimator(**chosen, on_case=lambda done, total: display.advance("cases", done, total))
         except ValueError as error:
             raise UserError(str(error)) from error
-    if as_json:
-        import json
-        from dataclasses import asdict
-
-        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
-        return
     table = Table("case", "truth", "raw", "debiased", "KSG", "headroom", "", box=box.SIMPLE)
     for column in table.columns[1:6]:
         column.justify = "right"
     for row in rows:
         truth = "∞" if row.truth is None else f"{row.truth:.3f}"
         neighbour = "" if row.nearest_neighbour is None else f"{row.nearest_neighbour:.3f}"
-        remark = "[red]saturated[/]" if row.saturated else plain(row.remark)
+        remark = "[red]saturated[/]" if row.saturated else escape(row.remark)
         table.add_row(
             row.case,
             truth,
@@ -117,14 +129,21 @@ def check_estimator(as_json: bool, **chosen: Any) -> None:
             remark,
         )
     table.caption = "bits; headroom: log2 n − S(A,B), saturated below 0.05"
-    out.print(table)
+    show(Shown(rows, [table]), as_json)
 
 
-@click.command(short_help="List the shipped recipes.")
-def recipes() -> None:
-    """List the shipped recipes."""
-    from infoprune.recipe import shipped
+@click.command(short_help="The script by which a shell completes commands and recipes.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script that makes SHELL complete commands, options and recipes.
 
-    for name, path in shipped().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        out.print(f"{name:20} {first}", highlight=False, soft_wrap=True)
+    \b
+    bash: infoprune completion bash > ~/.local/share/bash-completion/completions/infoprune
+    zsh:  infoprune completion zsh > DIRECTORY_IN_FPATH/_infoprune
+    fish: infoprune completion fish > ~/.config/fish/completions/infoprune.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(context.find_root().command, {}, "infoprune", "_INFOPRUNE_COMPLETE")
+    click.echo(script.source_template % script.source_vars())

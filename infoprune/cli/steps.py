@@ -1,70 +1,113 @@
 """The commands that do the job: `run`, `train`, and one per step."""
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from infoprune.cli import tables
-from infoprune.cli.display import PROCESS, Display, conclude, failures, job_for, out, recipe_options
+from infoprune.cli.running import Shown, on_recipe
+
+if TYPE_CHECKING:
+    from infoprune.pipeline import Run
 
 STEPS = {
-    "analyze": "Run the analyses and write findings/.",
-    "plan": "Choose the channels to keep and write plan.json.",
-    "prune": "Remove channels, prove the result, write pruned.safetensors.",
+    "analyze": "Run the analyses; write findings/.",
+    "plan": "Choose the channels to keep, and say why; write plan.json.",
+    "prune": "Remove channels, prove the result; write pruned.safetensors.",
     "repair": "Bring accuracy back without training; write repaired.safetensors.",
     "finetune": "Train the smaller network; write finetuned.safetensors.",
     "evaluate": "Measure all stages on the test split; write metrics.json.",
     "export": "Write the fine-tuned network in other formats under export/.",
     "report": "Write report.html.",
 }
-EXPLAIN = click.option("--explain", metavar="GROUP", help="Say all that is known of one channel group.")
 
 
 @click.command(short_help="Do the whole job: all of the steps below.")
-@recipe_options
-def run(recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+@on_recipe
+def run(job: "Run") -> Shown:
     """Do the whole job: all of the steps below."""
-    _until("report", recipe, folder, overrides, quiet)
+    job.until("report")
+    return _measured(job)
 
 
 @click.command(short_help="Train the recipe's model from scratch; write trained.safetensors.")
-@recipe_options
-def train(recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+@on_recipe
+def train(job: "Run") -> Shown:
     """Train the recipe's model from scratch; write trained.safetensors."""
-    display = Display(quiet)
-    with failures(), display.bars:
-        job = job_for(recipe, folder, overrides, display)
-        measured = job.train()
-    if not PROCESS:
-        out.print(tables.stage_table({"trained": measured}))
-    conclude(job)
+    measured = {"trained": job.train()}
+    return Shown(measured, [tables.stage_table(measured)])
+
+
+@click.command(help=STEPS["plan"], short_help=STEPS["plan"])
+@click.option("--explain", metavar="GROUP", help="Say all that is known of one channel group, or of a layer's.")
+@on_recipe
+def plan(job: "Run", explain: str | None) -> Shown:
+    job.until("plan")
+    if explain is None:
+        return Shown(job.planned, [tables.plan_table(job)])
+    name, rows = tables.explained(job, explain)
+    return Shown({"group": name, "known": rows}, [tables.explained_table(name, rows)])
 
 
 def step_commands() -> list[click.Command]:
-    """One command per step."""
-    return [_step(name, help) for name, help in STEPS.items()]
+    """One command per step, in their order."""
+    return [plan if name == "plan" else _step(name, help) for name, help in STEPS.items()]
 
 
 def _step(step: str, help: str) -> click.Command:
-    def command(
-        recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet: bool, explain: str | None = None
-    ) -> None:
-        _until(step, recipe, folder, overrides, quiet, explain)
-
-    options = recipe_options(EXPLAIN(command) if step == "plan" else command)
-    return click.command(step, help=help, short_help=help)(options)
-
-
-def _until(
-    step: str, recipe: str, folder: Path | None, overrides: tuple[str, ...], quiet: bool, explain: str | None = None
-) -> None:
-    display = Display(quiet)
-    with failures(), display.bars:
-        job = job_for(recipe, folder, overrides, display)
+    def command(job: "Run") -> Shown:
         job.until(step)
-        shown = None if explain is None else tables.explained(job, explain)
-    if not PROCESS and step in ("evaluate", "report"):
-        out.print(tables.stage_table(job.metrics()))
-    if not PROCESS and step == "plan":
-        out.print(tables.plan_table(job) if shown is None else shown)
-    conclude(job)
+        return SHOWN[step](job)
+
+    return click.command(step, help=help, short_help=help)(on_recipe(command))
+
+
+def _findings(job: "Run") -> Shown:
+    findings = job.findings()
+    return Shown({each.analysis: each for each in findings}, [tables.findings_table(findings)])
+
+
+def _proof(job: "Run") -> Shown:
+    from infoprune import checkpoint
+
+    plan = job.planned
+    proof = checkpoint.header_of(job.out / "pruned.safetensors")["verification"]
+    value = {"macs_before": plan.macs_before, "macs_after": plan.macs_after, "verification": proof}
+    said = f"{plan.macs_before:,} → {plan.macs_after:,} MACs; equals its masked twin within "
+    return Shown(value, [said + f"{proof['max_rel_difference']:.1e} of the largest output"])
+
+
+def _file(job: "Run") -> Shown:
+    path = job.out / "repaired.safetensors"
+    return Shown({"file": str(path), "bytes": path.stat().st_size})
+
+
+def _history(job: "Run") -> Shown:
+    from infoprune.histories import read_history
+
+    history = read_history(job.out / "history.csv")
+    return Shown(history, [tables.history_table(history)] if history else ["no epochs were asked for"])
+
+
+def _measured(job: "Run") -> Shown:
+    metrics = job.metrics()
+    return Shown(metrics, [tables.stage_table(metrics)])
+
+
+def _exported(job: "Run") -> Shown:
+    from infoprune.store import read_json
+
+    files = read_json(job.out / "export" / "export.json")["files"]
+    return Shown(files, [tables.files_table(files)])
+
+
+SHOWN: dict[str, Callable[["Run"], Shown]] = {
+    "analyze": _findings,
+    "prune": _proof,
+    "repair": _file,
+    "finetune": _history,
+    "evaluate": _measured,
+    "export": _exported,
+    "report": _measured,
+}

@@ -1,18 +1,19 @@
 """What a run leaves, as tables for a terminal."""
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from infoprune.cli.display import duration
 from infoprune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from infoprune.advising import BlockAdvice, DepthAdvice, WidthAdvice
-    from infoprune.artifacts import ChannelGraph, Measure, ModelReference, StageMetrics
+    from infoprune.artifacts import ChannelGraph, EpochRecord, Finding, Measure, ModelReference, StageMetrics
     from infoprune.pipeline import Run
     from infoprune.planning.constraints import Room
     from infoprune.planning.recommending import Opinion, Recommendation
@@ -81,8 +82,8 @@ def plan_table(job: "Run") -> Table:
     return table
 
 
-def explained(job: "Run", name: str) -> Table:
-    """All that is known of one channel group: its layers, what analyses say, and why it is as wide as it is."""
+def explained(job: "Run", name: str) -> tuple[str, list[tuple[str, str]]]:
+    """All that is known of one channel group, or of a layer's: its name, and pairs of what and what is known."""
     plan, graph = job.planned, job.graph_of(job.planned.removed)
     groups = {group.name: group for group in graph.groups}
     owners = {member.layer: group.name for group in graph.groups for member in group.members if member.side == "out"}
@@ -90,20 +91,17 @@ def explained(job: "Run", name: str) -> Table:
     if name not in groups:
         raise UserError(f"the model has no channel group or layer '{name}'{did_you_mean(name, [*groups, *owners])}")
     group = groups[name]
-    table = Table("", "", title=name, box=box.SIMPLE, show_header=False)
     cut = next((entry for entry in plan.groups if entry.group == name), None)
     sides = {side: [member.layer for member in group.members if member.side == side] for side in ("out", "in")}
-    table.add_row("channels put out by", escape(", ".join(sides["out"])))
-    table.add_row("read by", escape(", ".join(sides["in"]) or "nobody"))
+    rows = [("channels put out by", ", ".join(sides["out"])), ("read by", ", ".join(sides["in"]) or "nobody")]
     if group.partitions > 1:
-        table.add_row("equal parts", str(group.partitions))
+        rows.append(("equal parts", str(group.partitions)))
     if cut is None:
-        table.add_row("width", f"{group.width}, whole: {escape(plan.refused.get(name, 'not in the plan'))}")
+        rows.append(("width", f"{group.width}, whole: {plan.refused.get(name, 'not in the plan')}"))
     else:
-        table.add_row("width", f"{cut.width_before} → {cut.width_after}")
-        table.add_row("MACs of its layers", f"{cut.macs_before:,} → {cut.macs_after:,}")
-        table.add_row("why", escape(cut.reason))
-        table.add_row("kept", escape(str(list(cut.kept))))
+        rows.append(("width", f"{cut.width_before} → {cut.width_after}"))
+        rows.append(("MACs of its layers", f"{cut.macs_before:,} → {cut.macs_after:,}"))
+        rows += [("why", cut.reason), ("kept", str(list(cut.kept)))]
     for finding in job.findings():
         for layer in sides["out"]:
             said = [f"width {finding.widths[layer]}"] if layer in finding.widths else []
@@ -114,9 +112,56 @@ def explained(job: "Run", name: str) -> Table:
                 if each.value.dim() == 0
             ]
             if said:
-                table.add_row(f"{finding.analysis}, {layer}", escape("; ".join(said)))
+                rows.append((f"{finding.analysis}, {layer}", "; ".join(said)))
     for width, loss in sorted((job.sensitivity().get(name) or {}).items()):
-        table.add_row(f"loss at width {width}", f"{loss:.4g} nats (Kullback-Leibler, cut alone and repaired)")
+        rows.append((f"loss at width {width}", f"{loss:.4g} nats (Kullback-Leibler, cut alone and repaired)"))
+    return name, rows
+
+
+def explained_table(name: str, rows: "Sequence[tuple[str, str]]") -> Table:
+    """What `explained` found."""
+    table = Table("", "", title=name, box=box.SIMPLE, show_header=False)
+    for what, known in rows:
+        table.add_row(escape(what), escape(known))
+    return table
+
+
+def findings_table(findings: "Sequence[Finding]") -> Table:
+    """One row per analysis: what it can decide, and how many layers it doubts."""
+    table = Table("analysis", "ranks", "narrower", "blocks", "doubts", box=box.SIMPLE)
+    for each in findings:
+        ranks = f"{len(each.importance)} layers" if each.importance else ""
+        widths = f"{len(each.widths)} layers" if each.widths else ""
+        kinds = {kind: sum(flag.kind == kind for flag in each.flags) for kind in ("saturated", "undefined")}
+        doubts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        table.add_row(escape(each.analysis), ranks, widths, escape(", ".join(each.removable)), doubts)
+    table.caption = "ranks: gives importance; narrower: recommends widths; doubts: flagged, nothing is concluded there"
+    return table
+
+
+def history_table(history: "Sequence[EpochRecord]") -> Table:
+    """The best and the last epochs of a training."""
+    table = Table("epoch", "learning rate", "loss", "validation loss", "validation accuracy", "time", box=box.SIMPLE)
+    best = max(history, key=lambda record: record.validation_accuracy)
+    for record in dict.fromkeys((best, *history[-3:])):
+        table.add_row(
+            f"{record.epoch}{' (best)' if record is best else ''}",
+            f"{record.learning_rate:.3g}",
+            f"{record.train_loss:.4f}",
+            f"{record.validation_loss:.4f}",
+            f"{record.validation_accuracy:.2%}",
+            duration(record.seconds),
+        )
+    return table
+
+
+def files_table(files: "Sequence[Mapping[str, Any]]") -> Table:
+    """One row per exported file."""
+    table = Table("format", "file", "size", "differs by", box=box.SIMPLE)
+    for row in files:
+        differs = row.get("max_rel_difference")
+        said = "" if differs is None else f"{differs:.1e} of the largest output"
+        table.add_row(escape(str(row.get("format", ""))), escape(row["path"]), f"{_short(row['bytes'])}B", said)
     return table
 
 

@@ -54,6 +54,7 @@ def check_estimator(
     repeats: int = 5,
     permutations: int = 20,
     seed: int = 0,
+    on_case: Callable[[int, int], None] | None = None,
 ) -> list[CheckRow]:
     """Runs the estimator on cases with known truth: discrete, independent, duplicated, Gaussian by dimension.
 
@@ -64,6 +65,7 @@ def check_estimator(
         repeats: independent draws per case.
         permutations: for the debiased value.
         seed: everything follows from it.
+        on_case: told after each case the number of cases done and of all.
 
     Returns:
         One row per case, in a fixed order.
@@ -83,9 +85,11 @@ def check_estimator(
     setting = _Setting(samples, {"rule": rule, "gamma": gamma, "h": h, "share": share})
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for case in _CASES:
+    for done, case in enumerate(_CASES, start=1):
         draws = [case.draw(setting, generator) for _ in range(repeats)]
         rows.append(_row(case, draws, alpha, permutations, generator))
+        if on_case is not None:
+            on_case(done, len(_CASES))
     return rows
 
 
