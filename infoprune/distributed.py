@@ -126,18 +126,33 @@ def gather(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     [{'count': tensor(3)}]
 
     Args:
-        tensors: equal names and shapes on every process; see `sum_over_ranks`.
+        tensors: equal names on every process, and equal shapes but for the first axis, along which one process may
+            hold more than another; see `sum_over_ranks`.
 
     Raises:
-        RunError: where the processes give different amounts.
+        RunError: where the processes give different names.
     """
     if world() == 1:
         return [dict(tensors)]
-    mine, values = _packed(list(tensors.values())), list(tensors.values())
+    # How long each is at each process: a second, tiny all-reduce.
+    lengths = _rows([torch.tensor([value.numel() for value in tensors.values()])]).long()
+    longest = int(lengths.sum(1).max())
+    rows = _rows([*tensors.values(), torch.zeros(longest - int(lengths[rank()].sum()))])
+    return [
+        {
+            name: part.view(-1, *value.shape[1:]).to(value) if value.dim() else part.view(()).to(value)
+            for (name, value), part in zip(tensors.items(), row.split([*own, longest - sum(own)]), strict=False)
+        }
+        for row, own in zip(rows, lengths.tolist(), strict=True)
+    ]
+
+
+def _rows(tensors: Sequence[Tensor]) -> Tensor:
+    """What each process gives, all in one row of its own: `processes x numbers`."""
+    mine = _packed(tensors)
     rows = mine.new_zeros(world(), len(mine))
     rows[rank()] = mine
-    rows = _all_reduced(rows.flatten()).view(world(), -1)
-    return [dict(zip(tensors, _unpacked(row, values), strict=True)) for row in rows]
+    return _all_reduced(rows.flatten()).view(world(), -1)
 
 
 def _packed(tensors: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from infoprune import distributed, registry, store
-from infoprune.artifacts import Finding, GroupPlan, Plan
+from infoprune.artifacts import Finding, GroupPlan, Joinable, Plan
 from infoprune.encoding import to_json
 from infoprune.observing import analyze
 from infoprune.pruning import channel_graph, prune
@@ -174,6 +174,11 @@ def test_findings_are_those_of_one_process(together: list[dict[str, Any]], alone
     assert [result["world"] for result in together] == [2, 2]
     for result in together:
         close(result["findings"], alone["findings"], 1e-9)
+
+
+def test_every_analysis_that_ships_does_a_part_of_the_work_on_each_process() -> None:
+    for name in registry.names("analyses"):
+        assert isinstance(registry.find("analyses", name)(), Joinable), name
 
 
 def test_an_analysis_that_cannot_be_joined_sees_all_batches(together: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,19 +11,19 @@ from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
 from infoprune.analyses._running import require
-from infoprune.artifacts import Finding, Flag, LayerView, Measure
+from infoprune.artifacts import Curve, Finding, Flag, LayerView, Measure
 from infoprune.information.entropy import SATURATION_BITS, label_entropy, label_mutual_information
 from infoprune.information.permutation import TIE_BITS, cmi_permutation
-from infoprune.information.selection import VARIANTS, Selection, width_interval
+from infoprune.information.selection import VARIANTS, Selection, packed, unpacked, width_interval
 
 
 @dataclass
 class _Layer:
     """What the mini-batches of one layer came to."""
 
-    filters: int
     ranks: Tensor
     selections: list[Selection] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
 
 
 class CmiPermutation:
@@ -89,8 +90,8 @@ class CmiPermutation:
         labels = labels_of(self.name, view)
         exponents = self.kernels.exponents(view)
         count = len(exponents)
-        layer = self._layers.setdefault(view.layer, _Layer(count, torch.zeros(count, dtype=torch.float64)))
-        if len(layer.selections) == self.batches:
+        layer = self._layers.setdefault(view.layer, _Layer(torch.zeros(count, dtype=torch.float64)))
+        if view.batch.index >= self.batches:
             return
         key = (self.seed * 1009 + view.batch.index) * 1_000_003 + zlib.crc32(view.layer.encode())
         selection = cmi_permutation(
@@ -103,12 +104,37 @@ class CmiPermutation:
             generator=torch.Generator().manual_seed(key),
         )
         layer.selections.append(selection)
+        layer.batches.append(view.batch.index)
         # At most H(Y), so that the share is at most 1 and never reaches a filter that joined.
         alone = label_mutual_information(torch.exp(-exponents), labels, alpha=self.kernels.alpha).cpu()
         ranks = alone.clamp_min(0) / max(float(label_entropy(labels, alpha=self.kernels.alpha)), 1e-9) / (count + 1)
         joined = torch.tensor(selection.order, dtype=torch.long)
         ranks[joined] = 1 - torch.arange(len(joined), dtype=torch.float64) / count
         layer.ranks += ranks
+
+    def sums(self) -> dict[str, Tensor]:
+        """The selections on this process's batches, by layer."""
+        return {
+            f"{name}/{part}": value
+            for name, layer in self._layers.items()
+            for part, value in {
+                **packed(layer.selections),
+                "ranks": layer.ranks,
+                "batches": torch.tensor(layer.batches, dtype=torch.long),
+            }.items()
+        }
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Takes in those of all processes, in the order of the batches."""
+        for name, layer in self._layers.items():
+            own = [
+                {key.removeprefix(f"{name}/"): part[key] for key in part if key.startswith(f"{name}/")}
+                for part in parts
+            ]
+            found = [pair for part in own for pair in zip(part["batches"].tolist(), unpacked(part), strict=True)]
+            found.sort(key=lambda pair: pair[0])
+            layer.batches, layer.selections = [batch for batch, _ in found], [selection for _, selection in found]
+            layer.ranks = torch.stack([part["ranks"] for part in own]).sum(0)
 
     def conclude(self) -> Finding:
         """Importance by order of joining, widths where the test decided, and flags where it could not."""
@@ -128,11 +154,25 @@ class CmiPermutation:
                 mean = sum(selection.width for selection in decided) / len(decided)
                 # A layer in which no filter passes still needs one to pass anything on.
                 widths[name] = max(1, math.ceil(mean - 1e-9))
-        return Finding(self.name, importance=importance, widths=widths, measures=measures, flags=tuple(flags))
+        curves = {
+            name: {"CMI": _curve(layer.selections[0])}
+            for name, layer in self._layers.items()
+            if layer.selections[0].steps
+        }
+        return Finding(
+            self.name, importance=importance, widths=widths, measures=measures, flags=tuple(flags), curves=curves
+        )
 
     def selections(self, layer: str) -> list[Selection]:
         """Every tested filter of every mini-batch, for drawing the chance band (Fig. 6)."""
         return list(self._layers[layer].selections)
+
+
+def _curve(selection: Selection) -> Curve:
+    """What the rest still says about Y after each tested filter, and the band that chance leaves (Fig. 6)."""
+    rows = [(step.conditional, step.permuted_low, step.permuted_high) for step in selection.steps]
+    y, low, high = torch.tensor(rows, dtype=torch.float64).round(decimals=6).T
+    return Curve(torch.arange(1, len(rows) + 1), y, low, high)
 
 
 def _decided(selection: Selection) -> bool:

@@ -1,12 +1,13 @@
 """Where information about the image is lost on the way, and which blocks neither lose nor gain any."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
 from infoprune.analyses._reading import ACTIVATIONS
@@ -14,6 +15,8 @@ from infoprune.analyses._running import require
 from infoprune.artifacts import Finding, Flag, LayerView, Measure
 from infoprune.information.entropy import SATURATION_BITS
 from infoprune.information.resampling import Interval, bootstrap_interval
+
+FIGURES = ("input", "label", "input_debiased", "label_debiased", "error", "batches")
 
 
 @dataclass
@@ -29,6 +32,7 @@ class _Layer:
     input_debiased: list[float] = field(default_factory=list)
     label_debiased: list[float] = field(default_factory=list)
     error: list[float] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
     margin: float = math.inf
 
 
@@ -105,6 +109,7 @@ class DataProcessing:
         layer.label.append(point.label)
         layer.input_debiased.append(point.input_debiased)
         layer.label_debiased.append(point.label_debiased)
+        layer.batches.append(view.batch.index)
         layer.margin = min(layer.margin, point.margin)
         # The scale of a loss gradient means nothing, and a mean over the batch makes it tiny.
         error = view.gradients * len(labels)
@@ -112,6 +117,24 @@ class DataProcessing:
         last = view.batch.once((id(self), "last error"), lambda: gram)
         own, of_last, joint = self.errors.entropy(gram, last, gram * last).tolist()
         layer.error.append(own + of_last - joint)
+
+    def sums(self) -> dict[str, Tensor]:
+        """The figures of this process's batches, by layer: `mini-batches x figures`."""
+        found = {}
+        for name, layer in self._layers.items():
+            rows = [getattr(layer, figure) for figure in FIGURES]
+            found[f"{name}/figures"] = torch.tensor(rows, dtype=torch.float64).T
+            found[f"{name}/margin"] = torch.tensor(layer.margin, dtype=torch.float64)
+        return found
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Takes in those of all processes, in the order of the batches."""
+        for name, layer in self._layers.items():
+            rows = torch.cat([part[f"{name}/figures"] for part in parts])
+            rows = rows[rows[:, -1].argsort(stable=True)]
+            for figure, values in zip(FIGURES, rows.T.tolist(), strict=True):
+                setattr(layer, figure, values)
+            layer.margin = min(float(part[f"{name}/margin"]) for part in parts)
 
     def conclude(self) -> Finding:
         """Measures of every layer with intervals, removable blocks, and saturated layers flagged."""

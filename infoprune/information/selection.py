@@ -1,8 +1,10 @@
 """The nouns of CMI-permutation: its variants, one tested candidate, the selection that comes out."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from infoprune.information.resampling import Interval, bootstrap_interval
 
@@ -33,6 +35,9 @@ VARIANTS = {
 }
 """``paper`` is Algorithm 1 as printed. It underestimates: once S(T_s) ≈ log2 n both sides of its test are equal up
 to round-off, and ties count against going on."""
+
+
+STOPS = ("insignificant", "ties", "saturated", "exhausted", "limit")
 
 
 class Step(NamedTuple):
@@ -74,6 +79,37 @@ class Selection(NamedTuple):
     def conclusive(self) -> bool:
         """Whether the width follows from the test: not after saturation, ties or a limit."""
         return self.stop in ("insignificant", "exhausted")
+
+
+def packed(selections: Sequence[Selection]) -> dict[str, Tensor]:
+    """Selections as tensors, for other processes to take in; `unpacked` is the way back.
+
+    >>> unpacked(packed([Selection((0, 4), (), "insignificant")]))
+    [Selection(order=(0, 4), steps=(), stop='insignificant')]
+    """
+    steps = [step for selection in selections for step in selection.steps]
+    return {
+        "stop": torch.tensor([STOPS.index(selection.stop) for selection in selections], dtype=torch.long),
+        "joined": torch.tensor([len(selection.order) for selection in selections], dtype=torch.long),
+        "order": torch.tensor([place for selection in selections for place in selection.order], dtype=torch.long),
+        "tested": torch.tensor([len(selection.steps) for selection in selections], dtype=torch.long),
+        "steps": torch.tensor(steps, dtype=torch.float64).view(-1, len(Step._fields)),
+    }
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> list[Selection]:
+    """The selections of `packed`."""
+    orders = tensors["order"].split(tensors["joined"].tolist())
+    tested = tensors["steps"].split(tensors["tested"].tolist())
+    return [
+        Selection(tuple(order.tolist()), tuple(map(_step, steps.tolist())), STOPS[stop])
+        for order, steps, stop in zip(orders, tested, tensors["stop"].tolist(), strict=True)
+    ]
+
+
+def _step(row: Sequence[float]) -> Step:
+    found = Step(*row)  # type: ignore[arg-type]
+    return found._replace(candidate=int(found.candidate), ties=int(found.ties))
 
 
 def width_interval(
