@@ -43,7 +43,7 @@ class Display:
         )
         self.bars = Progress(*columns, console=err, transient=True, disable=self.quiet or not err.is_terminal)
         self._task: Any = None
-        self._what = ""
+        self._what, self._counted = "", False
         self._step = self._begun = self._said = clock()
         self._first = 0
 
@@ -78,10 +78,12 @@ class Display:
         self._said = now
 
     def _show(self, what: str, done: int, total: int) -> None:
-        if what != self._what or self._task is None:
+        # Begun anew with the first figure, so that the rate is this process's own where a step is resumed.
+        if what != self._what or self._task is None or bool(total) != self._counted:
             if self._task is not None:
                 self.bars.remove_task(self._task)
-            self._what, self._begun, self._said, self._first = what, self.clock(), self.clock(), done
+            self._what, self._counted, self._first = what, bool(total), done
+            self._begun = self._said = self.clock()
             self._task = self.bars.add_task(what, total=total or None)
         self.bars.update(self._task, completed=done, total=total or None)
 

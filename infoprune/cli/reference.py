@@ -29,9 +29,9 @@ def options(table: str | None, as_json: bool) -> None:
         show(Shown(names, names), as_json)
         return
     found = settings.describe(table)
-    rows = Table("option", "type", "default", "what it does", title=escape(f"[{table}]"))
-    for row in found:
-        rows.add_row(*(escape(cell) for cell in row))
+    rows = Table("option", "default", "what it does", title=escape(f"[{table}]"), box=box.SIMPLE)
+    for name, kind, default, help in found:
+        rows.add_row(name, escape(default), f"{escape(help)} [dim]({escape(kind)})[/]")
     show(Shown([dict(zip(("option", "type", "default", "help"), row, strict=True)) for row in found], [rows]), as_json)
 
 
@@ -43,7 +43,7 @@ def recipes(quiet: bool, as_json: bool) -> None:
     from infoprune.recipe import shipped
 
     lines = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in shipped().items()}
-    said = list(lines) if quiet else [f"{name:20} {first}" for name, first in lines.items()]
+    said = list(lines) if quiet else [f"{name:22}{first}" for name, first in lines.items()]
     show(Shown(lines, [escape(line) for line in said]), as_json)
 
 
