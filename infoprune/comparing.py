@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Subset, TensorDataset
 
 from infoprune import checkpoint, distributed, registry, store
 from infoprune.analyses.baselines import Random
@@ -27,6 +28,7 @@ from infoprune.pruning import prune
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
 from infoprune.settings import PEER, RECIPE, UNIFORM, CompareOptions
+from infoprune.splits import Batches
 from infoprune.training import evaluate, finetune
 from infoprune.workspace import MADE_FROM
 
@@ -54,7 +56,13 @@ class Comparison:
         job, options = self.job, self.options
         verbs = {name: job.settings.verbs[name] for name in ("plan", "repair", "finetune", "sensitivity")}
         made_from = job.made_from(
-            {**verbs, "analyses": job.settings.analyses, "cut": options.cut, "epochs": options.epochs}
+            {
+                **verbs,
+                "analyses": job.settings.analyses,
+                "cut": options.cut,
+                "epochs": options.epochs,
+                "images": options.images,
+            }
         )
         before = store.read_json(self.path) if self.path.exists() else {}
         rows = before.get("cells", []) if before.get(MADE_FROM) == made_from else []
@@ -101,7 +109,7 @@ class Comparison:
             scores["repaired"] = self._accuracy(model, "test")
         if self.options.epochs:
             how = {**verbs["finetune"], "epochs": self.options.epochs}
-            batches = job.batches("train", seed)
+            batches = self._training(seed)
             # The small dense network has no teacher: it is what one would train without the large one.
             teacher = None if criterion == SMALL else job.base
             if teacher is None:
@@ -115,6 +123,17 @@ class Comparison:
             criterion, share, seed, chosen.macs_after, count_parameters(model), latency, **stages,
             validation=validation, seconds=seconds,
         )  # fmt: skip
+
+    def _training(self, seed: int) -> Batches:
+        batches, images = self.job.batches("train", seed), self.options.images
+        if images and images < len(batches.dataset):  # type: ignore[arg-type]
+            first = range(images)
+            batches.dataset = (
+                TensorDataset(*batches.dataset[:images])
+                if isinstance(batches.dataset, TensorDataset)
+                else Subset(batches.dataset, first)
+            )
+        return batches
 
     def _accuracy(self, model: nn.Module, split: Any) -> float:
         return evaluate(model, self.job.batches(split)).accuracy
@@ -134,7 +153,7 @@ class Comparison:
         options |= dict.fromkeys(("parameters", "bytes", "latency", "latency_ms"))
         ranking = options["rank_by"]
         if criterion != RECIPE:
-            ranking = criterion.removeprefix(UNIFORM)
+            ranking = criterion.removeprefix(UNIFORM).split("+")
             options |= {"rank_by": ranking, "redundancy_by": [], "width_by": []}
         if criterion.startswith(UNIFORM):
             options["allocation"] = "uniform"

@@ -119,14 +119,16 @@ class CompareOptions:
     """The table `[compare]`.
 
     Args:
-        criteria: what to compare: analyses that give importance, under the recipe's plan; "uniform.NAME", the same at
-            uniform widths; "torch_pruning.NAME", that library as it comes; "recipe", the recipe's own ranking.
+        criteria: what to compare: analyses that give importance, under the recipe's plan, or several joined by "+";
+            "uniform.NAME", the same at uniform widths; "torch_pruning.NAME", that library as it comes; "recipe", the
+            recipe's own ranking.
         shares: budgets in multiply-accumulates, as shares of the unpruned network's.
         seeds: repetitions of what is random.
         controls: whether random filters at the recipe's widths, uniform L2, and (with fine-tuning) a small dense
             network of the recipe's widths trained from scratch stand beside it.
         cut: whether networks are also measured without repair.
         epochs: of fine-tuning, as `[finetune]` says otherwise; 0 for none.
+        images: training images that fine-tuning sees, the first of the split; 0 for all.
     """
 
     criteria: Sequence[str] = ("recipe", "l1", "l2", "taylor", "torch_pruning.l2", "torch_pruning.taylor")
@@ -135,17 +137,19 @@ class CompareOptions:
     controls: bool = True
     cut: bool = True
     epochs: int = 0
+    images: int = 0
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise UserError(f"[compare] shares = {list(self.shares)}: expected numbers above 0 and up to 1")
-        if self.seeds < 1 or self.epochs < 0 or not self.criteria:
-            raise UserError("[compare] needs at least one criterion and one seed, and 0 epochs or more")
+        if self.seeds < 1 or self.epochs < 0 or self.images < 0 or not self.criteria:
+            raise UserError("[compare] needs at least one criterion and one seed, and 0 epochs and images or more")
         for name in self.criteria:
-            kind, _, rest = name.rpartition(".")
-            known = CRITERIA if kind == PEER.rstrip(".") else (*registry.names("analyses"), RECIPE)
-            if rest not in known and ":" not in name:
-                raise UserError(f"[compare] criteria: no '{name}'{did_you_mean(rest, known)}")
+            peer = name.startswith(PEER)
+            known = CRITERIA if peer else (*registry.names("analyses"), RECIPE)
+            for part in name.removeprefix(PEER if peer else UNIFORM).split("+"):
+                if part not in known and ":" not in part:
+                    raise UserError(f"[compare] criteria: no '{name}'{did_you_mean(part, known)}")
 
 
 # Tables that belong to no verb.

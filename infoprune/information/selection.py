@@ -99,8 +99,8 @@ def packed(selections: Sequence[Selection]) -> dict[str, Tensor]:
 
 def unpacked(tensors: Mapping[str, Tensor]) -> list[Selection]:
     """The selections of `packed`."""
-    orders = tensors["order"].split(tensors["joined"].tolist())
-    tested = tensors["steps"].split(tensors["tested"].tolist())
+    orders = torch.split(tensors["order"], tensors["joined"].tolist())
+    tested = torch.split(tensors["steps"], tensors["tested"].tolist())
     return [
         Selection(tuple(order.tolist()), tuple(map(_step, steps.tolist())), STOPS[stop])
         for order, steps, stop in zip(orders, tested, tensors["stop"].tolist(), strict=True)
