@@ -115,6 +115,11 @@ def save(path: str | Path, model: nn.Module, reference: ModelReference, plan: Pl
         plan: what was pruned; `None` for an unpruned model.
         notes: further JSON values for the header, such as where the file came from.
     """
+    store.write_tensors(Path(path), model.state_dict(), metadata(reference, plan, **notes))
+
+
+def metadata(reference: ModelReference, plan: Plan | None = None, **notes: Any) -> dict[str, str]:
+    """The text entries that make a checkpoint of a safetensors file; arguments as for `save`."""
     header = {
         "format": FORMAT,
         "version": __version__,
@@ -122,7 +127,7 @@ def save(path: str | Path, model: nn.Module, reference: ModelReference, plan: Pl
         "plan": None if plan is None else msgspec.to_builtins(plan),
         **notes,
     }
-    store.write_tensors(Path(path), model.state_dict(), {KEY: msgspec.json.encode(header).decode()})
+    return {KEY: msgspec.json.encode(header).decode()}
 
 
 def header_of(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Artifacts as JSON values and back; a tensor is a list of numbers, and NaN or infinity in it is null."""
 
 import math
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -55,10 +56,14 @@ def differing(a: Any, b: Any, where: str = "") -> list[str]:
 def _encode(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()
+    if isinstance(value, Path):
+        return str(value)
     raise TypeError(f"cannot write a {type(value).__name__} as JSON")
 
 
 def _decode(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
     if kind is not Tensor:
         raise TypeError(f"cannot read a {kind.__name__} from JSON")
     numbers = [math.nan if item is None else item for item in value] if isinstance(value, list) else value
