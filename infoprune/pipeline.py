@@ -3,20 +3,24 @@
 import copy
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from infoprune import __version__, checkpoint, distributed, reporting, store
 from infoprune.artifacts import Score, StageMetrics, Verification
+from infoprune.artifacts.exports import ExportResult, Exports
 from infoprune.choosing import Choosing
 from infoprune.encoding import from_json, to_json
+from infoprune.errors import UserError
 from infoprune.exporting import export
-from infoprune.histories import read_history
-from infoprune.planes import read_planes
+from infoprune.exporting.card import Origin, model_card
+from infoprune.gathering import STAGES, About, gather, layer_changes
 from infoprune.profiling import profile
 from infoprune.pruning import prune
 from infoprune.recipe import Recipe
@@ -25,7 +29,6 @@ from infoprune.training import evaluate
 from infoprune.verifying import verify
 from infoprune.workspace import MADE_FROM, Progress
 
-STAGES = ("base", "pruned", "repaired", "finetuned")
 STEPS = ("analyze", "plan", "prune", "repair", "finetune", "evaluate", "export", "report")
 
 
@@ -142,51 +145,88 @@ class Run(Choosing):
         return {stage: from_json(found[stage], StageMetrics, "metrics.json") for stage in STAGES if stage in found}
 
     def export(self) -> None:
-        """Writes the fine-tuned model in other formats, each checked against it, under `export/`."""
-        self.finetune()
+        """Writes the fine-tuned model in other formats, each checked against it, and a model card, under `export/`."""
+        self.evaluate()
         options, index = self.settings.verbs["export"], self.out / "export" / "export.json"
-        made_from = self.made_from(options, self._file("finetuned"))
+        made_from = self.made_from(options, self._file("finetuned"), self.out / "metrics.json")
 
         def make() -> None:
-            images = self.calibration[0][0][:8]
-            files = export(self._model("finetuned"), images, index.parent, **options)
-            rows = [{**dataclasses.asdict(file), "path": file.path.name} for file in files]
+            before: list[ExportResult] = []
+            with suppress(UserError):  # none yet, or of an older version
+                before = self.exports()
+            images, header = [batch for batch, _ in self.calibration], store.read_metadata(self._file("finetuned"))
+            files = export(
+                self._model("finetuned"),
+                images[0][:8],
+                index.parent,
+                images,
+                self._scored,
+                header,
+                self._card,
+                **options,
+            )
+            rows = [{**to_json(file), "path": file.path.name} for file in files]
             store.write_json(index, {MADE_FROM: made_from, "files": rows})
+            for path in {file.path for file in before} - {file.path for file in files}:
+                path.unlink(missing_ok=True)  # of another network by now
 
         self._step("export", index, made_from, make)
 
+    def exports(self) -> Exports:
+        """What `export/export.json` says of each file."""
+        index = self.out / "export" / "export.json"
+        rows = from_json(store.read_json(index).get("files"), list[ExportResult], str(index))
+        return Exports(dataclasses.replace(row, path=index.parent / row.path.name) for row in rows)
+
+    def _scored(self, model: nn.Module) -> Score:
+        """On the split that `evaluate` uses, all of it in this process, on the CPU: what ONNX Runtime needs."""
+        batches = self.data.batches("test", batch_size=self.settings.run.batch_size)
+        return evaluate(model, batches, self._advance("export"))
+
+    def _card(self, files: Sequence[ExportResult], license: str) -> str:
+        proof = store.read_json(self.out / "metrics.json")["verification"]
+        return model_card(
+            Origin(
+                title=self.settings.recipe.name,
+                data=self.data.name,
+                reference=self.settings.model,
+                plan=self.planned,
+                metrics=self.metrics(),
+                verification=from_json(proof, Verification, "metrics.json"),
+                recipe_text=self.settings.recipe.text,
+                versions=versions(),
+            ),
+            files,
+            license,
+        )
+
     def report(self) -> None:
-        """Writes `report.html`."""
-        self.evaluate()
+        """Writes `report.html`; with the cells of `compare.json`, where there is one."""
         self.export()
         page, index = self.out / "report.html", self.out / "report.json"
         findings = [self._finding_file(name) for name in self._analyses]
-        inputs = (*findings, self.out / "plan.json", self.out / "metrics.json", self.out / "export" / "export.json")
-        made_from = self.made_from({"recipe": self.settings.recipe.text}, *inputs)
+        inputs = [*findings, self.out / "plan.json", self.out / "metrics.json", self.out / "export" / "export.json"]
+        compared = self.out / "compare.json"
+        made_from = self.made_from(
+            {"recipe": self.settings.recipe.text}, *inputs, *([compared] if compared.exists() else [])
+        )
 
         def make() -> None:
-            reporting.report(page, self._report_contents())
-            store.write_json(index, {MADE_FROM: made_from, "page": page.name})
+            about = self._about(findings)
+            reporting.report(page, gather(self.out, about))
+            store.write_json(index, {MADE_FROM: made_from, "page": page.name, "about": to_json(about)})
 
         self._step("report", index if page.exists() else page, made_from, make)
 
-    def _report_contents(self) -> reporting.ReportContents:
-        proof = store.read_json(self.out / "metrics.json")["verification"]
-        return reporting.ReportContents(
+    def _about(self, findings: Sequence[Path]) -> About:
+        """What the report needs and no other artifact says."""
+        return About(
             title=self.settings.recipe.name,
-            recipe_text=self.settings.recipe.text,
-            plan=self.planned,
-            metrics=self.metrics(),
-            verification=from_json(proof, Verification, "metrics.json"),
-            findings=self.findings(),
-            history=read_history(self.out / "history.csv"),
-            planes=read_planes(self._plane_file("finetune")) if self.settings.plane.points else {},
-            versions={
-                "infoprune": __version__,
-                "Python": platform.python_version(),
-                **{name: metadata.version(name) for name in ("torch", "torchvision", "torch-pruning")},
-            },
-            notes=self.planned.notes,
+            recipe=self.settings.recipe.text,
+            findings=tuple(path.relative_to(self.out).as_posix() for path in findings),
+            planes=self._plane_file("finetune").name if self.settings.plane.points else "",
+            layers=tuple(layer_changes(self.graph, self.graph_of(self.planned.removed), self.planned)),
+            versions=versions(),
         )
 
     def train(self) -> StageMetrics:
@@ -203,3 +243,9 @@ class Run(Choosing):
             score = self._score("trained")
             with distributed.in_turn():
                 return self._measure("trained", score, self.settings.verbs["evaluate"])
+
+
+def versions() -> dict[str, str]:
+    """What results depend on, by name."""
+    libraries = {name: metadata.version(name) for name in ("torch", "torchvision", "torch-pruning")}
+    return {"infoprune": __version__, "Python": platform.python_version(), **libraries}

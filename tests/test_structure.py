@@ -36,6 +36,7 @@ FLOORS = {
     "planes": 4,
     "resuming": 4,
     "settings": 4,
+    "gathering": 5,
     "workspace": 5,
     "choosing": 6,
     "advising": 7,

@@ -76,9 +76,10 @@ class Running:
     def measures(self, units: Mapping[str, str] | None = None) -> dict[str, Measure]:
         """All figures as measures; in bits where `units` says nothing else."""
         shown = [name for name in self._sums if not name.startswith("_")]
-        return {name: self._measure(name, (units or {}).get(name, "bits")) for name in shown}
+        return {name: self.measure(name, (units or {}).get(name, "bits")) for name in shown}
 
-    def _measure(self, name: str, unit: str) -> Measure:
+    def measure(self, name: str, unit: str = "bits") -> Measure:
+        """One figure, with its interval where two mini-batches or more have it."""
         count, _, squares = self._sums[name]
         value = self.mean(name)
         if not (count > 1).any():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, Preset
 from infoprune.analyses._running import RunningByLayer, require, saturated
-from infoprune.artifacts import Finding, LayerView
+from infoprune.artifacts import Curve, Finding, LayerView
 from infoprune.information.decomposition import mean_per_variable, mmi_pid, non_redundant, tradeoff
 from infoprune.information.ensembles import pair_information, set_information, width_reaching
 from infoprune.information.resampling import debiased_mutual_information
@@ -110,7 +110,12 @@ class Redundancy(RunningByLayer):
             if width is not None and name not in silent:
                 widths[name] = width
         measures = {name: running.measures(UNITS) for name, running in self._layers.items()}
-        return Finding(self.name, importance=importance, widths=widths, measures=measures, flags=flags)
+        curves = {name: {"MMI": self._drawn(name)} for name in self._layers}
+        return Finding(self.name, importance=importance, widths=widths, measures=measures, flags=flags, curves=curves)
+
+    def _drawn(self, layer: str) -> Curve:
+        found = self._layers[layer].measure("_curve")
+        return Curve(self._sizes[layer], found.value, found.low, found.high)
 
     def curve(self, layer: str) -> tuple[Tensor, Tensor]:
         """Set sizes and the mean MMI at each, for drawing saturation against width (Fig. 4)."""

@@ -2,7 +2,7 @@
 
 from infoprune.artifacts.channels import ChannelGraph, ChannelGroup, Member, width_of
 from infoprune.artifacts.costs import Cost, LayerCost
-from infoprune.artifacts.findings import Analysis, Finding, Flag, Joinable, Measure
+from infoprune.artifacts.findings import Analysis, Curve, Finding, Flag, Joinable, Measure
 from infoprune.artifacts.metrics import Cell, EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
 from infoprune.artifacts.plans import GroupPlan, Plan
 from infoprune.artifacts.timings import LayerTimes, Timings
@@ -15,6 +15,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "Cost",
+    "Curve",
     "EpochRecord",
     "Finding",
     "Flag",

@@ -27,6 +27,27 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A figure of a layer along an axis, for drawing.
+
+    Attributes:
+        x: places along the axis, `points`.
+        y: the figure there, `points`.
+        low: lower end of its interval or of the band that chance leaves, `points`; `None` where there is none.
+        high: its upper end.
+        axis: what lies along the axis.
+        unit: of the figure.
+    """
+
+    x: Tensor
+    y: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+    axis: str = "filters"
+    unit: str = "bits"
+
+
+@dataclass(frozen=True)
 class Flag:
     """A reason not to conclude from a layer's figures."""
 
@@ -46,6 +67,7 @@ class Finding:
         removable: names of blocks that the analysis would remove.
         measures: per layer, named figures.
         flags: what not to trust, and why.
+        curves: per layer, named figures along an axis; nothing is decided by them.
     """
 
     analysis: str
@@ -54,6 +76,7 @@ class Finding:
     removable: tuple[str, ...] = ()
     measures: Mapping[str, Mapping[str, Measure]] = field(default_factory=dict)
     flags: tuple[Flag, ...] = ()
+    curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
 
 
 @runtime_checkable

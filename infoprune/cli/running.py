@@ -88,10 +88,14 @@ def on_recipe(function: Callable[..., Shown]) -> Callable[..., None]:
         if not quiet:
             err.print(f"artifacts are in {job.out}", highlight=False, soft_wrap=True)
 
-    result: Callable[..., None] = command
+    return recipe_options(command)
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command what every command on a recipe takes."""
     for decorator in RECIPE_OPTIONS:
-        result = decorator(result)
-    return result
+        command = decorator(command)
+    return command
 
 
 def show(shown: Shown, as_json: bool) -> None:

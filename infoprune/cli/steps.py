@@ -1,12 +1,13 @@
 """The commands that do the job: `run`, `train`, and one per step."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from infoprune.cli import tables
-from infoprune.cli.running import Shown, on_recipe
+from infoprune.cli.running import Shown, on_recipe, recipe_options, show
 
 if TYPE_CHECKING:
     from infoprune.pipeline import Run
@@ -19,7 +20,7 @@ STEPS = {
     "finetune": "Train the smaller network; write finetuned.safetensors.",
     "evaluate": "Measure all stages on the test split; write metrics.json.",
     "export": "Write the fine-tuned network in other formats under export/.",
-    "report": "Write report.html.",
+    "report": "Write report.html; with --compare, two runs side by side.",
 }
 
 
@@ -50,9 +51,42 @@ def plan(job: "Run", explain: str | None) -> Shown:
     return Shown({"group": name, "known": rows}, [tables.explained_table(name, rows)])
 
 
+@on_recipe
+def _report(job: "Run") -> Shown:
+    job.until("report")
+    return _measured(job)
+
+
+@click.command(short_help=STEPS["report"])
+@click.option("--compare", "first", metavar="RUN", help="A run to set beside that of RECIPE: --compare RUN RUN.")
+@recipe_options
+def report(first: str | None, recipe: str, folder: Path | None, **options: Any) -> None:
+    """Write report.html, one self-contained page: what was decided, why, and what it cost.
+
+    report --compare RUN RUN sets two runs side by side, and runs nothing. A RUN is a run directory that has a report,
+    or a recipe, which stands for runs/RECIPE; --out names the page (compared.html if not given).
+    """
+    if first is None:
+        _report(recipe=recipe, folder=folder, **options)
+        return
+    from infoprune import gathering, reporting
+
+    page = folder or Path("compared.html")
+    page = page if page.suffix == ".html" else page / "compared.html"
+    runs = gathering.side_by_side([_run_directory(name) for name in (first, recipe)])
+    reporting.report_side_by_side(page, runs)
+    show(Shown({"page": str(page)}, [f"wrote {page}"]), options["as_json"])
+
+
+def _run_directory(name: str) -> Path:
+    """A run directory as it is named, or that of a recipe."""
+    return Path(name) if Path(name).is_dir() else Path("runs") / Path(name).stem
+
+
 def step_commands() -> list[click.Command]:
     """One command per step, in their order."""
-    return [plan if name == "plan" else _step(name, help) for name, help in STEPS.items()]
+    own = {"plan": plan, "report": report}
+    return [own.get(name) or _step(name, help) for name, help in STEPS.items()]
 
 
 def _step(step: str, help: str) -> click.Command:
@@ -109,5 +143,4 @@ SHOWN: dict[str, Callable[["Run"], Shown]] = {
     "finetune": _history,
     "evaluate": _measured,
     "export": _exported,
-    "report": _measured,
 }

@@ -6,14 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from infoprune.artifacts import Plan, StageMetrics, Verification
-
-STAGES = {"base": "Base", "pruned": "Pruned", "repaired": "Repaired", "finetuned": "Fine-tuned"}
-
-FLAG_MEANINGS = {
-    "saturated": "The estimate is at the ceiling that the batch size sets: every sample looks unlike every other, so "
-    "the figures no longer tell filters or layers apart. Larger batches or a wider kernel lift the ceiling.",
-    "undefined": "The figure does not exist here, as for a filter that never changes. Such scores decide nothing.",
-}
+from infoprune.reporting.vocabulary import STAGES
 
 
 @dataclass(frozen=True)
@@ -71,6 +64,15 @@ def milliseconds(number: float) -> str:
     ('0.123 ms', '12.3 ms')
     """
     return f"{number:.3f} ms" if number < 1 else f"{_three(number)} ms"
+
+
+def seconds(number: float) -> str:
+    """A duration.
+
+    >>> seconds(0.004), seconds(12.34), seconds(754.0)
+    ('0.00 s', '12.3 s', '12 min 34 s')
+    """
+    return f"{_three(number)} s" if number < 120 else f"{int(number) // 60} min {int(number) % 60} s"
 
 
 def _three(number: float) -> str:

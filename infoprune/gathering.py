@@ -1,0 +1,116 @@
+"""What a run directory holds, put together for its report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from infoprune import store
+from infoprune.artifacts import Cell, ChannelGraph, Finding, Plan, StageMetrics, Verification
+from infoprune.encoding import from_json
+from infoprune.errors import UserError
+from infoprune.histories import read_history
+from infoprune.planes import read_planes
+from infoprune.reporting import LayerChange, ReportContents
+
+STAGES = ("base", "pruned", "repaired", "finetuned")
+
+
+@dataclass(frozen=True)
+class About:
+    """What no other artifact of a run directory says; `report.json` keeps it.
+
+    Attributes:
+        title: name of the recipe.
+        recipe: its text.
+        findings: files of what the recipe's analyses found, relative to the run directory.
+        planes: file of the information planes while training; empty where none were taken.
+        layers: the network before and after.
+        versions: what the run was made with.
+    """
+
+    title: str
+    recipe: str
+    findings: tuple[str, ...] = ()
+    planes: str = ""
+    layers: tuple[LayerChange, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def gather(folder: Path, about: About | None = None) -> ReportContents:
+    """Everything that the report of a run directory shows.
+
+    Args:
+        folder: the run directory.
+        about: what `report.json` is to say; read from there if not given.
+
+    Raises:
+        UserError: where the directory holds no report, or a file of it is damaged.
+    """
+    if about is None:
+        path = folder / "report.json"
+        told = store.read_json(path).get("about") if path.exists() else None
+        if told is None:
+            raise UserError(
+                f"'{folder}' holds no run with a report; write it first: infoprune report RECIPE --out '{folder}'"
+            )
+        about = from_json(told, About, str(path))
+    plan, metrics = store.read_json(folder / "plan.json"), store.read_json(folder / "metrics.json")
+    files = [folder / name for name in about.findings]
+    measured = {stage: metrics[stage] for stage in STAGES if stage in metrics}
+    return ReportContents(
+        title=about.title,
+        recipe_text=about.recipe,
+        plan=from_json(plan, Plan, str(folder / "plan.json")),
+        metrics={stage: from_json(value, StageMetrics, "metrics.json") for stage, value in measured.items()},
+        verification=from_json(metrics["verification"], Verification, "metrics.json"),
+        layers=about.layers,
+        findings=[from_json(store.read_json(path), Finding, str(path)) for path in files],
+        cells=_cells(folder / "compare.json", plan),
+        history=read_history(folder / "history.csv"),
+        planes=read_planes(folder / about.planes) if about.planes else {},
+        versions=about.versions,
+    )
+
+
+def _cells(path: Path, plan: Mapping[str, Any]) -> list[Cell]:
+    """What was compared, if it was on the same model and data as the run; what came from others would mislead."""
+    found = store.read_json(path) if path.exists() else {}
+    if _origin(found) != _origin(plan):
+        return []
+    return [from_json(row, Cell, str(path)) for row in found.get("cells", [])]
+
+
+def _origin(artifact: Mapping[str, Any]) -> Any:
+    return artifact.get("made_from", {}).get("origin")
+
+
+def layer_changes(whole: ChannelGraph, left: ChannelGraph, plan: Plan) -> list[LayerChange]:
+    """All convolutions and linear layers before and after, in the order of the forward pass.
+
+    Args:
+        whole: of the unpruned model.
+        left: of what remains of it without the blocks that the plan removes.
+        plan: what is kept.
+    """
+    before = whole.layer_widths({})
+    after = left.layer_widths({group.group: group.width_after for group in plan.groups})
+    owners = {member.layer: group.name for group in left.groups for member in group.members if member.side == "out"}
+    found = []
+    for cost in whole.costs:
+        if not cost.macs:
+            continue
+        (read, own), (reads, owns) = before[cost.layer], after.get(cost.layer, (0, 0))
+        inputs = 1.0 if cost.depthwise else reads / read
+        macs = round(cost.macs * inputs * owns / own)
+        found.append(LayerChange(cost.layer, own, owns, cost.macs, macs, owners.get(cost.layer, "")))
+    return found
+
+
+def side_by_side(folders: Sequence[Path]) -> list[ReportContents]:
+    """What the reports of several run directories show; runs of one recipe are told apart by their directories."""
+    found = [gather(folder) for folder in folders]
+    titles = [contents.title for contents in found]
+    if len(set(titles)) < len(titles):
+        found = [replace(contents, title=folder.name) for contents, folder in zip(found, folders, strict=True)]
+    return found
