@@ -1,0 +1,173 @@
+"""Do the recommendations hold? Recommended widths against others at equal cost, and named blocks against all others.
+
+    INFOPRUNE_DATA=DATA python -m benchmarks.recommendations resnet20_cifar10 --share 0.47 --epochs 6 --images 10000
+    INFOPRUNE_DATA=DATA python -m benchmarks.recommendations resnet20_cifar10 --depth
+
+Widths: networks of equal multiply-accumulates are trained from scratch on an equal schedule, three seeds each: the
+widths that a run chooses (measured sensitivity), those in proportion to what each analysis recommends, uniform ones, and
+random ones. Depth: every block that could give way to the identity is removed alone and the network repaired; the
+accuracy is that on the validation split, and beside it stands what `data_processing` says of the block.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
+
+from benchmarks.information.machine import header
+from infoprune import checkpoint, recipe
+from infoprune.analyses.data_processing import DataProcessing
+from infoprune.artifacts import ChannelGraph, Plan
+from infoprune.narrowing import narrowed
+from infoprune.observing import analyze
+from infoprune.pipeline import Run
+from infoprune.planning import plan
+from infoprune.planning.ranking import Ranking
+from infoprune.pruning import prune
+from infoprune.repairing import repair
+from infoprune.repairing.probing import measure_sensitivity
+from infoprune.shortening import check_blocks
+from infoprune.training import evaluate, finetune
+
+ADVISING = ("response_information", "cmi_permutation", "redundancy", "energy_propagation")
+SEEDS = 3
+
+
+def random_widths(graph: ChannelGraph, macs: float, seed: int) -> dict[str, int]:
+    """Widths drawn evenly between a fifth and the whole, then scaled together until they cost at most `macs`."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = [group for group in graph.groups if not group.refusal]
+    shares = (0.2 + 0.8 * torch.rand(len(groups), generator=generator)).tolist()
+
+    def scaled(factor: float) -> dict[str, int]:
+        pairs = zip(groups, shares, strict=True)
+        return {group.name: max(1, min(group.width, round(factor * share * group.width))) for group, share in pairs}
+
+    low, high = 0.0, 5.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if graph.macs(scaled(middle)) <= macs else (low, middle)
+    return scaled(low)
+
+
+def candidates(job: Run, share: float) -> dict[str, list[dict[str, int]]]:
+    """Widths per way of choosing them; random ones anew for every seed."""
+    graph, found = job.graph, job.findings()
+    known = {finding.analysis: finding for finding in found}
+    how: dict[str, Any] = {"rank_by": "response_information", "macs": share, "redundancy_by": []}
+    ranking = Ranking(found, "response_information")
+    scores = {group.name: ranking.scores(group) for group in graph.groups if not group.refusal}
+    table = measure_sensitivity(job.base, graph, scores, job.calibration[:4])
+    plans = {"measured sensitivity": plan(found, graph, table, allocation="sensitivity", width_by=[], **how)}
+    plans["uniform"] = plan(found, graph, allocation="uniform", width_by=[], **how)
+    for name in ADVISING:
+        if known[name].widths:
+            plans[f"in proportion to {name}"] = plan(
+                found, graph, allocation="uniform", width_by=[name], width_as="prior", **how
+            )
+    ways = {name: [{g.group: g.width_after for g in chosen.groups}] * SEEDS for name, chosen in plans.items()}
+    ways["random"] = [random_widths(graph, share * graph.unpruned.macs, seed) for seed in range(SEEDS)]
+    return ways
+
+
+def trained(job: Run, widths: Mapping[str, int], seed: int, epochs: int, images: int, rate: float) -> tuple[int, float]:
+    """Multiply-accumulates and test accuracy of a network of these widths, trained from new weights."""
+    layers = {layer: own for layer, (_, own) in job.graph.layer_widths(dict(widths)).items()}
+    reference = narrowed(job.settings.model, job.base, layers)
+    if reference is None:
+        raise SystemExit(f"the family {job.settings.model.name} has no arguments for these widths")
+    torch.manual_seed(seed)
+    model = checkpoint.build(reference).to(job.device)
+    batches = job.batches("train", seed)
+    if images and isinstance(batches.dataset, TensorDataset):
+        batches.dataset = TensorDataset(*batches.dataset[:images])
+    finetune(model, batches, job.batches("validation"), epochs=epochs, learning_rate=rate, seed=seed)
+    return job.graph.macs(dict(widths)), evaluate(model, job.batches("test")).accuracy
+
+
+def widths_rows(job: Run, args: argparse.Namespace) -> list[str]:
+    """A row per way of choosing widths."""
+    lines = [f"{args.epochs} epochs on {args.images or 'all'} training images from new weights, {SEEDS} seeds.", ""]
+    lines += ["| widths | share of MACs | test accuracy | single seeds |", "|---|---|---|---|"]
+    for name, ways in candidates(job, args.share).items():
+        found = [trained(job, widths, seed, args.epochs, args.images, args.rate) for seed, widths in enumerate(ways)]
+        scores = [100 * accuracy for _, accuracy in found]
+        cost = mean(macs for macs, _ in found) / job.graph.unpruned.macs
+        singles = ", ".join(f"{score:.2f}" for score in scores)
+        lines.append(f"| {name} | {cost:.3f} | {mean(scores):.2f} ± {pstdev(scores):.2f} | {singles} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def depth_rows(job: Run) -> list[str]:
+    """A row per block that could be removed, ordered by what is left without it."""
+    analysis = DataProcessing()
+    start = time.perf_counter()
+    found = analyze(job.base, job.calibration, [analysis])[0]
+    took, base = time.perf_counter() - start, evaluate(job.base, job.batches("validation")).accuracy
+    rows = []
+    for block in analysis.blocks():
+        try:
+            check_blocks(job.base, [block], job.calibration[0][0][:1])
+        except Exception as error:
+            rows.append((0.0, f"| {block} | | refused: {str(error).splitlines()[0]} | | |"))
+            continue
+        graph = job.graph_of((block,))
+        model = prune(job.base, Plan((), {}, graph.unpruned.macs, graph.macs({}), graph.input_shape, removed=(block,)))
+        cut = evaluate(model, job.batches("validation")).accuracy
+        repair(model, job.base, graph, {}, job.calibration)
+        after = evaluate(model, job.batches("validation")).accuracy
+        figures = found.measures.get(block, {})
+        said = "; ".join(
+            f"{name.removeprefix('block: ')} {float(m.value):+.3f}" for name, m in figures.items() if "block" in name
+        )
+        named = "yes" if block in found.removable else "no"
+        saved = 1 - graph.macs({}) / graph.unpruned.macs
+        rows.append((after, f"| {block} | {named} | {100 * cut:.2f} | {100 * after:.2f} | {saved:.1%} | {said} |"))
+        print(rows[-1][1], flush=True)
+    head = ["| block removed | named | cut only | repaired | MACs saved | bits |", "|---|---|---|---|---|---|"]
+    return [
+        f"Unpruned {100 * base:.2f} on validation; `data_processing` took {took:.0f} s.",
+        "",
+        *head,
+        *(row for _, row in sorted(rows, reverse=True)),
+    ]
+
+
+def main() -> None:
+    """Prints the note."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--depth", action="store_true", help="blocks instead of widths")
+    parser.add_argument("--share", type=float, default=0.47, help="of the unpruned network's MACs")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--images", type=int, default=10_000, help="training images; 0 for all")
+    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--set", dest="given", action="append", default=[], help="override an option of the recipe")
+    parser.add_argument("--folder", type=Path, required=True, help="run directory, where findings are kept")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.recommendations {' '.join(sys.argv[1:])}")
+    wanted = [] if args.depth else [f"analyses.{name}={{}}" for name in ADVISING]
+    job = Run(recipe.read(args.recipe, [*wanted, *args.given]), args.folder)
+    if args.depth:
+        lines = depth_rows(job)
+    else:
+        job.analyze()
+        lines = widths_rows(job, args)
+    title = f"# {'Removing one block' if args.depth else 'Training recommended widths'}: {args.recipe}"
+    text = "\n".join([title, "", *opening, *lines])
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
