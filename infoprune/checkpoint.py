@@ -13,6 +13,7 @@ from torch import nn
 from infoprune import __version__, registry, store
 from infoprune.artifacts import ModelReference, Plan
 from infoprune.errors import UserError
+from infoprune.loaders import from_loaders
 from infoprune.pruning import prune
 from infoprune.recipe import bind
 from infoprune.splits import Data
@@ -63,16 +64,15 @@ def load_data(name: str, options: Mapping[str, Any] | None = None) -> Data:
     """A data set, as a recipe's `[data]` table would give it.
 
     Args:
-        name: a data set of ours, or the user's own function.
+        name: a data set of ours, or the user's own function, which returns `infoprune.splits.Data`, a `DataLoader`, or
+            a dictionary of them (`infoprune.loaders.from_loaders` says how they are split).
         options: its keyword arguments.
 
     Raises:
         UserError: for an unknown name or option, or data that cannot be found.
     """
     data = _make("datasets", name, options or {})
-    if not isinstance(data, Data):
-        raise UserError(f"data set '{name}' gave a {type(data).__name__}, expected infoprune.splits.Data")
-    return data
+    return data if isinstance(data, Data) else from_loaders(data, name)
 
 
 def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:

@@ -20,6 +20,13 @@ from infoprune.errors import UserError, did_you_mean
 
 Kind = Literal["analyses", "models", "datasets"]
 ENTRY = {"models": "build", "datasets": "load"}
+# Where a user's own code is looked for besides the working directory: folders of recipes.
+_FOLDERS: list[Path] = []
+
+
+def look_in(folder: Path) -> None:
+    """Has code that a recipe names looked for beside the recipe too."""
+    _FOLDERS[:] = [folder, *(each for each in _FOLDERS if each != folder)]  # the recipe at hand comes first
 
 
 def names(kind: Kind) -> list[str]:
@@ -93,9 +100,10 @@ def users_own(reference: str) -> Callable[..., Any]:
 
 def _from_package(source: str) -> ModuleType:
     try:
-        # A user's module commonly lies beside the recipe, where an installed command does not look by itself.
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
+        # A user's module commonly lies here or beside the recipe, where an installed command does not look by itself.
+        for folder in (Path.cwd(), *_FOLDERS):
+            if str(folder) not in sys.path and ("" not in sys.path or folder != Path.cwd()):
+                sys.path.append(str(folder))
         return importlib.import_module(source)
     except ModuleNotFoundError as missing:
         raise UserError(
@@ -105,6 +113,8 @@ def _from_package(source: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
+    places = [folder.joinpath(path.expanduser()) for folder in (Path(), *_FOLDERS)]
+    path = next((place for place in places if place.is_file()), path)
     if not path.is_file():
         raise UserError(f"no file '{path}'; a model or data set of your own is named path/to/file.py:function")
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())

@@ -196,6 +196,7 @@ def bind_recipe(recipe: Recipe) -> Settings:
     Raises:
         UserError: for an unknown table, option, analysis, model or data set, and for a value of the wrong type.
     """
+    registry.look_in(recipe.folder)
     known = ("model", "data", "analyses", *TABLES, *VERBS)
     for name in recipe.tables:
         if name not in known:

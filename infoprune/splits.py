@@ -1,7 +1,7 @@
 """Data on its way to the model: fixed splits, and batches that are prepared on the device."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from infoprune import distributed
 from infoprune.errors import UserError
+from infoprune.samples import Collate
 
 Transform = Callable[[Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -41,6 +42,7 @@ class Batches:
         workers: loader processes; ignored for a `TensorDataset`.
         shared: under torchrun, gives every process its part of each batch. Where batches are shuffled, to be learnt
             from, all get equally many samples, for which a few may come twice; otherwise every sample comes once.
+        collate: makes `(images, labels)` of a list of samples, where torch's own way will not do.
 
     Attributes:
         rank, world: number of this process and of all that share the batches.
@@ -60,7 +62,9 @@ class Batches:
         device: torch.device | str = "cpu",
         workers: int = 0,
         shared: bool = False,
+        collate: Collate | None = None,
     ) -> None:
+        self.collate = collate
         self.dataset, self.prepare, self.augment = dataset, prepare, augment
         self.seed, self.device, self.workers = seed, torch.device(device), workers
         self.rank, self.world = (distributed.rank(), distributed.world()) if shared else (0, 1)
@@ -88,7 +92,7 @@ class Batches:
 
     def _loader(self, generator: torch.Generator) -> DataLoader[Any]:
         sampler = self._sampler(generator)
-        if isinstance(self.dataset, TensorDataset):
+        if isinstance(self.dataset, TensorDataset) and self.collate is None:
             self._keep_on_device(self.dataset)
             whole = BatchSampler(sampler, self.batch_size, drop_last=False)
             return DataLoader(self.dataset, sampler=whole, batch_size=None, generator=generator)
@@ -98,6 +102,7 @@ class Batches:
             batch_size=self.batch_size,
             num_workers=self.workers,
             generator=generator,
+            collate_fn=self.collate,
             pin_memory=self.device.type == "cuda",  # so that copying to it overlaps with computing
         )
 
@@ -145,6 +150,8 @@ class Data:
         prepare: turns a batch of stored images into the network's input (cast, normalise).
         augment: random changes to a batch of stored images, drawn from a generator, for training; `None` for none.
         fingerprint: changes when the content changes; resuming compares it.
+        workers: processes that read samples.
+        collate: makes `(images, labels)` of a list of samples, where torch's own way will not do.
     """
 
     name: str
@@ -155,7 +162,8 @@ class Data:
     prepare: Transform
     fingerprint: str
     augment: Augment | None = None
-    workers: int = field(default=0)
+    workers: int = 0
+    collate: Collate | None = None
 
     def batches(
         self,
@@ -177,4 +185,5 @@ class Data:
             device=device,
             workers=self.workers,
             shared=shared,
+            collate=self.collate,
         )

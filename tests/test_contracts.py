@@ -16,7 +16,7 @@ from infoprune.pruning import channel_graph
 from infoprune.splits import Data
 
 # Only what a family cannot do without; everything else has to have a default.
-REQUIRED = {"torchvision": {"architecture": "squeezenet1_1"}}
+REQUIRED = {"torchvision": {"architecture": "squeezenet1_1"}, "timm": {"architecture": "resnet10t"}}
 INPUTS = {"torchvision": (3, 64, 64), "convac": (1, 16, 16), "lenet": (1, 28, 28), "alexnet": (3, 64, 64)}
 # Built to check theorems on: no convolution to cut.
 NOT_PRUNABLE = {"convac"}
@@ -24,6 +24,8 @@ NOT_PRUNABLE = {"convac"}
 
 @pytest.fixture(params=registry.names("models"))
 def reference(request: pytest.FixtureRequest) -> ModelReference:
+    if request.param == "timm":
+        pytest.importorskip("timm", reason="timm is not installed")
     return ModelReference(request.param, REQUIRED.get(request.param, {}))
 
 
@@ -78,6 +80,9 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[s
         return request.param, {"root": str(request.getfixturevalue("idx_folder")), "validation": 20}
     if request.param == "fruits360":
         return request.param, {"root": str(request.getfixturevalue("fruits_folder")), "validation": 9}
+    if request.param == "torchvision":
+        fake = {"size": 60, "image_size": [3, 16, 16], "num_classes": 3}
+        return request.param, {"dataset": "FakeData", "arguments": fake, "augment": True}
     return request.param, {}
 
 

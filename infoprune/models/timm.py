@@ -1,0 +1,48 @@
+"""Every convolutional network of timm, a package of its own (`pip install timm`), by the name it has there."""
+
+from typing import Any
+from urllib.error import URLError
+
+from torch import nn
+
+from infoprune.errors import RunError, UserError, did_you_mean
+
+
+def build(
+    *, architecture: str, pretrained: bool = False, classes: int | None = None, input_channels: int = 3
+) -> nn.Module:
+    """A network of timm.
+
+    What published weights expect of images is in timm's model card; `[model] weights` reads a file of any origin.
+
+    Args:
+        architecture: timm's name, such as "resnet10t" or "mobilenetv4_conv_small"; with a tag behind a dot
+            ("resnet50.a1_in1k") for one of several published weights.
+        pretrained: whether timm downloads the published weights.
+        classes: number of outputs; the weights' own (mostly 1000) if not given, any other gets a new last layer.
+        input_channels: channels of the images.
+
+    Raises:
+        UserError: where timm is not installed, for an unknown architecture, or fewer than one class or channel.
+        RunError: where the weights cannot be downloaded.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as missing:
+        raise UserError("networks of timm need the package timm: pip install timm") from missing
+    if (classes is not None and classes < 1) or input_channels < 1:
+        raise UserError(f"got classes {classes}, input_channels {input_channels}; expected at least 1 of each")
+    known = timm.list_models()
+    if architecture.split(".")[0] not in known:
+        raise UserError(f"timm has no network '{architecture}'{did_you_mean(architecture, known)}")
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    try:
+        model: nn.Module = timm.create_model(architecture, pretrained=pretrained, in_chans=input_channels, **options)
+    except (URLError, OSError) as failure:
+        raise RunError(
+            f"cannot download the weights of {architecture}: {failure}; fetch them where there is a network, and name "
+            "the file as [model] weights"
+        ) from failure
+    except RuntimeError as failure:  # of timm's own: no such weights, a tag that it does not know
+        raise UserError(f"timm cannot build {architecture}: {failure}") from failure
+    return model
