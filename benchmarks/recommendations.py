@@ -4,7 +4,7 @@
     INFOPRUNE_DATA=DATA python -m benchmarks.recommendations resnet20_cifar10 --depth
 
 Widths: networks of equal multiply-accumulates are trained from scratch on an equal schedule, three seeds each: the
-widths that a run chooses (measured sensitivity), those in proportion to what each analysis recommends, uniform ones, and
+widths that a run chooses (measured sensitivity), those in proportion to what an analysis recommends, uniform ones, and
 random ones. Depth: every block that could give way to the identity is removed alone and the network repaired; the
 accuracy is that on the validation split, and beside it stands what `data_processing` says of the block.
 """

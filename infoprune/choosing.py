@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from infoprune import checkpoint, distributed, store
 from infoprune.artifacts import Analysis, Finding, Plan, Timings
@@ -68,6 +69,21 @@ class Choosing(Workspace):
 
     def _finding_file(self, name: str) -> Path:
         return self.out / "findings" / f"{name.replace(':', '.').replace('/', '.')}.json"
+
+    @cached_property
+    def repair_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """What repair looks at: the calibration batches, and views of the split's images, changed as in training."""
+        wanted, run = self.settings.calibration, self.settings.run
+        if wanted.views and self.data.augment is None:
+            raise UserError(
+                f"[calibration] views = {wanted.views}, but '{self.data.name}' changes no images at random; set views "
+                "to 0, or give the data an augmentation"
+            )
+        batches = self.data.batches(
+            wanted.split, batch_size=wanted.batch_size, seed=run.seed + 1, augment=True, device=self.device
+        )
+        rounds = [zip(range(wanted.batches), batches, strict=False) for _ in range(wanted.views)]
+        return [*self.calibration, *(pair for some in rounds for _, pair in some)]
 
     def findings(self) -> list[Finding]:
         """What all analyses of the recipe found."""
@@ -210,7 +226,7 @@ class Choosing(Workspace):
         """Validation accuracy of a plan's network after repair."""
         model = prune(self.base, chosen)
         options = self.settings.verbs["repair"]
-        repair(model, self.base, self.graph_of(chosen.removed), chosen.kept(), self.calibration, **options)
+        repair(model, self.base, self.graph_of(chosen.removed), chosen.kept(), self.repair_batches, **options)
         return self._accuracy(model)
 
     def _accuracy(self, model: nn.Module) -> float:

@@ -83,7 +83,7 @@ class Run(Choosing):
 
         def make() -> None:
             model = copy.deepcopy(self._model("pruned"))
-            batches = distributed.Share(self.calibration) if shared else self.calibration
+            batches = distributed.Share(self.repair_batches) if shared else self.repair_batches
             graph = self.graph_of(self.planned.removed)
             repair(model, self.base, graph, self.planned.kept(), batches, self._advance("repair"), **options)
             self._save("repaired", model, made_from)

@@ -69,18 +69,21 @@ class CalibrationOptions:
         batch_size: samples per batch; entropy estimates depend on it, 128 is the papers'.
         split: where they come from; the test split would make the final figure worthless and is refused.
         labels: whether analyses may see the labels; without them those that need labels are left out.
+        views: rounds of as many batches more that repair alone sees, of images changed at random as in training; where
+            there are few images, a refit of many weights gains much from them.
     """
 
     batches: int = 8
     batch_size: int = 128
     split: SplitName = "train"
     labels: bool = True
+    views: int = 0
 
     def __post_init__(self) -> None:
-        if self.batches < 1 or self.batch_size < 2:
+        if self.batches < 1 or self.batch_size < 2 or self.views < 0:
             raise UserError(
-                f"[calibration] batches = {self.batches}, batch_size = {self.batch_size}: expected at least "
-                "1 batch of 2"
+                f"[calibration] batches = {self.batches}, batch_size = {self.batch_size}, views = {self.views}: "
+                "expected at least 1 batch of 2, and 0 views or more"
             )
         if self.split == "test":
             raise UserError(
