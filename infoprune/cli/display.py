@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infoprune.errors import RunError, UserError
 
@@ -37,7 +37,7 @@ class Display:
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -84,8 +84,8 @@ class Display:
                 self.bars.remove_task(self._task)
             self._what, self._counted, self._first = what, bool(total), done
             self._begun = self._said = self.clock()
-            self._task = self.bars.add_task(what, total=total or None)
-        self.bars.update(self._task, completed=done, total=total or None)
+            self._task = self.bars.add_task(what, total=total or None, count="")
+        self.bars.update(self._task, completed=done, total=total or None, count=f"{done}/{total}" if total else "")
 
     def _print(self, text: str) -> None:
         if not self.quiet:
