@@ -156,13 +156,12 @@ def _own_splits(make: Callable[..., Any], taken: set[str], given: dict[str, Any]
 
 def _made(name: str, kind: Callable[..., Any], given: dict[str, Any], own: dict[str, Any]) -> Any:
     try:
-        return kind(**given, **own)
+        return kind(**given | own)
     except URLError as failure:
         raise RunError(f"cannot download {name}: {failure}; fetch it where there is a network") from failure
     except (TypeError, ValueError) as failure:
-        raise UserError(
-            f"torchvision's {name} does not take {own or given}: {failure}; see [data] arguments"
-        ) from failure
+        said = {key: value for key, value in (given | own).items() if key != "transform"}
+        raise UserError(f"torchvision's {name} does not take {said}: {failure}; see [data] arguments") from failure
     except (RuntimeError, OSError) as failure:
         raise UserError(
             f"cannot read {name}: {failure}; set data.root to the folder with its files, or data.download=true"
