@@ -4,6 +4,7 @@ All of it without the generator; building the pages is `python -m sphinx -W -c d
 """
 
 import ast
+import doctest
 import re
 import shlex
 import tomllib
@@ -162,6 +163,16 @@ def test_costs_are_those_of_the_note() -> None:
         assert f"| {name} | {seconds} |" in table
         page = (ROOT / "docs" / "analyses" / f"{name}.md").read_text()
         assert f"{seconds} s of the {whole} s" in page
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_examples_in_python_hold(path: Path) -> None:
+    for block in blocks(path, "python"):
+        if ">>>" not in block:
+            compile(block, name_of(path), "exec")
+        elif path.name != "README.md":  # which pytest collects
+            example = doctest.DocTestParser().get_doctest(block, {}, name_of(path), None, 0)
+            assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
 
 
 def test_the_examples_of_own_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
