@@ -12,7 +12,7 @@ from torch import nn
 
 from infoprune import __version__, registry, store
 from infoprune.artifacts import ModelReference, Plan
-from infoprune.errors import UserError
+from infoprune.errors import RunError, UserError, told
 from infoprune.loaders import from_loaders
 from infoprune.pruning import prune
 from infoprune.recipe import bind
@@ -77,14 +77,22 @@ def load_data(name: str, options: Mapping[str, Any] | None = None) -> Data:
 
 def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:
     """Calls what a name stands for; ours have checked options, a user's own function may take anything."""
-    function = registry.find(kind, name)
+    function, table = registry.find(kind, name), "model" if kind == "models" else "data"
     if ":" not in name:
-        return function(**bind(function, arguments, "model" if kind == "models" else "data"))
+        arguments = bind(function, arguments, table)
+    else:
+        try:
+            inspect.signature(function).bind(**arguments)
+        except TypeError as error:
+            raise UserError(f"arguments {dict(arguments)} do not fit '{name}': {error}") from error
     try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        raise UserError(f"arguments {dict(arguments)} do not fit '{name}': {error}") from error
-    return function(**arguments)
+        return function(**arguments)
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # whatever code of a user's own, or torch with such arguments, raises
+        raise UserError(
+            f"[{table}] '{name}' fails with {dict(arguments)}: {told(error)}; mend the arguments or the code"
+        ) from error
 
 
 def find_file(name: str | Path, folder: Path | None = None) -> Path:
@@ -146,7 +154,7 @@ def header_of(path: Path) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise UserError(
             f"'{path}' has checkpoint format {header.get('format')}, this version reads {FORMAT}; use the version of "
-            f"infoprune that wrote it ({header.get('version', 'unknown')})"
+            f"infoprune that wrote it ({header.get('version', 'unknown')}), or remove it to have it made again"
         )
     return header
 

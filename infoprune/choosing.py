@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from infoprune import checkpoint, distributed, store
 from infoprune.artifacts import Analysis, Finding, Plan, Timings
 from infoprune.encoding import from_json, to_json
-from infoprune.errors import UserError
+from infoprune.errors import UserError, shortages
 from infoprune.observing import analyze
 from infoprune.planning import first_channels, plan
+from infoprune.planning.budgets import check_latency
 from infoprune.planning.masks import read_masks
 from infoprune.planning.ranking import Ranking
 from infoprune.planning.searching import choose_blocks, search
@@ -55,13 +56,14 @@ class Choosing(Workspace):
         groups = [group for group in self.graph.groups if not group.refusal]
         layers = [member.layer for group in groups for member in group.members if member.side == "out"]
         share = distributed.Share(self.calibration)
-        found = analyze(
-            self.base,
-            share,
-            list(stale.values()),
-            lambda done: self.progress.advance("analyze", done, len(share)),
-            layers=layers,
-        )
+        with shortages("analyze"):
+            found = analyze(
+                self.base,
+                share,
+                list(stale.values()),
+                lambda done: self.progress.advance("analyze", done, len(share)),
+                layers=layers,
+            )
         for name, finding in zip(stale, found, strict=True) if distributed.is_first() else ():
             store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **to_json(finding)})
         distributed.wait()
@@ -130,6 +132,7 @@ class Choosing(Workspace):
 
     def _planned(self, options: Mapping[str, Any]) -> Plan:
         """A plan for these options; for a latency, corrected by what the pruned network really takes."""
+        check_latency(options["latency"], options["latency_ms"])
         graph = self.graph_of(self._removed())
         if options["latency"] is None and options["latency_ms"] is None:
             return plan(self.findings(), graph, self.sensitivity(), **options)
@@ -198,12 +201,16 @@ class Choosing(Workspace):
 
     def confirmed_blocks(self) -> tuple[dict[str, float], tuple[str, ...], float]:
         """What validation says of the blocks that analyses name: accuracies tried, blocks that go, and the base's."""
-        found = store.read_json(self._choose_blocks())
-        return found["tried"], tuple(found["removed"]), found["base"]
+        path = self._choose_blocks()
+        found = store.read_json(path)
+        base: float = from_json(found.get("base"), float, str(path))
+        return from_json(found.get("tried"), dict[str, float], str(path)), self._removed(), base
 
     def _removed(self) -> tuple[str, ...]:
         path = self.out / "depth.json"
-        return tuple(store.read_json(path).get("removed", ())) if "depth" in self._told else ()
+        if "depth" not in self._told:
+            return ()
+        return from_json(store.read_json(path).get("removed"), tuple[str, ...], str(path))
 
     def _remembered(
         self, path: Path, made_from: Mapping[str, Any], most: int
@@ -212,8 +219,9 @@ class Choosing(Workspace):
         before = store.read_json(path) if path.exists() else {}
         if before.get(MADE_FROM) != made_from:
             before = {"base": self._accuracy(self.base), "tried": {}}
-        base: float = before["base"]
-        known = {key: math.nan if value is None else value for key, value in before["tried"].items()}
+        base: float = from_json(before.get("base"), float, str(path))
+        tried = from_json(before.get("tried"), dict[str, float | None], str(path))
+        known = {key: math.nan if value is None else value for key, value in tried.items()}
 
         def remember(tried: Mapping[str, float]) -> None:
             self.progress.advance("trials", len(tried), max(most, len(tried)))
@@ -262,8 +270,7 @@ class Choosing(Workspace):
         path = self.out / "sensitivity.json"
         if not _by_sensitivity(self.settings.verbs["plan"]) or not path.exists():
             return {}
-        losses = store.read_json(path).get("losses", {})
-        return {group: {int(width): loss for width, loss in row.items()} for group, row in losses.items()}
+        return from_json(store.read_json(path).get("losses"), dict[str, dict[int, float]], str(path))
 
     def _measure_timings(self) -> Path:
         """Measures, if the plan wants it, what layers take at several widths; `timings.json` keeps it."""

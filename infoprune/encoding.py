@@ -36,7 +36,7 @@ def from_json(value: Any, kind: type[Noun], source: str) -> Noun:
         UserError: where a field is missing or of the wrong type.
     """
     try:
-        return msgspec.convert(value, kind, dec_hook=_decode)
+        return msgspec.convert(value, kind, dec_hook=_decode, str_keys=True)
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise UserError(f"'{source}' is no valid {kind.__name__.lower()}: {error}; mend it or remove it") from error
 

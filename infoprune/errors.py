@@ -1,7 +1,13 @@
-"""The two kinds of failure a user can meet."""
+"""The two kinds of failure a user can meet, and how those of others become one of them."""
 
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
+
+# What torch says, beside its OutOfMemoryError, where a tensor is larger than memory or than 64 bits can count.
+TOO_LARGE = ("out of memory", "can't allocate memory", "storage size calculation overflowed", "overflow when unpacking")
 
 
 class UserError(ValueError):
@@ -10,6 +16,63 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A failure while doing what was asked for, such as a verification that does not hold (exit code 1)."""
+
+
+@contextmanager
+def shortages(doing: str) -> Iterator[None]:
+    """What runs out while something is done, memory or disk, ends with what to do about it.
+
+    Other failures pass. What was written before stays, so the same command goes on there.
+
+    >>> with shortages("repair"):
+    ...     raise MemoryError
+    Traceback (most recent call last):
+    infoprune.errors.UserError: repair: out of memory; lower ... and run the same command again
+
+    Args:
+        doing: what is done, for the message.
+
+    Raises:
+        UserError: where memory ran out, or a file could not be read or written.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        raise UserError(
+            f"{doing}: {error.strerror or error}{where}; make room or mend the permissions, and run the same command "
+            "again: it goes on from the last artifact"
+        ) from error
+    except (MemoryError, RuntimeError, TypeError) as error:
+        if not out_of_memory(error):
+            raise
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"{doing}: out of memory{f' ({words[:200]})' if words else ''}; lower [run] batch_size, [calibration] "
+            "batch_size, or cache_mb and inputs_limit of [repair], and run the same command again"
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a failure says that a tensor is larger than memory."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in TOO_LARGE)
+
+
+def told(error: BaseException) -> str:
+    """What a failure in a user's own code was, and where.
+
+    >>> try:
+    ...     {}["width"]
+    ... except KeyError as error:
+    ...     told(error)
+    "KeyError: 'width' (<doctest infoprune.errors.told[0]>, line 2)"
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {words}' if words else ''}{'' if isinstance(error, SyntaxError) else where}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -165,8 +165,9 @@ def _hook(
         for analysis in observers:
             try:
                 analysis.observe(view)
-            except ValueError as error:
+            except (ValueError, ArithmeticError) as error:
                 # The mathematics names what is wrong with its tensors, but not whose tensors they are.
-                raise UserError(f"layer '{name}', calibration batch {batch[0].index}: {error}") from error
+                kind = registry.snake_case(type(analysis).__name__)
+                raise UserError(f"{kind}, layer '{name}', calibration batch {batch[0].index}: {error}") from error
 
     return at_forward

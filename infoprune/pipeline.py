@@ -184,7 +184,7 @@ class Run(Choosing):
         return evaluate(model, batches, self._advance("export"))
 
     def _card(self, files: Sequence[ExportResult], license: str) -> str:
-        proof = store.read_json(self.out / "metrics.json")["verification"]
+        proof = store.read_json(self.out / "metrics.json").get("verification")
         return model_card(
             Origin(
                 title=self.settings.recipe.name,

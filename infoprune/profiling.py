@@ -14,6 +14,8 @@ from infoprune.artifacts import Latency
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
 
+MOST_REPEATS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -179,3 +181,5 @@ def _at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if value < least:
             raise UserError(f"{name} is {value}, expected at least {least}; set {name} to {least} or more")
+        if value > MOST_REPEATS:
+            raise UserError(f"{name} is {value}, expected at most {MOST_REPEATS}")

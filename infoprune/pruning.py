@@ -170,6 +170,28 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
     return pruned
 
 
+def check_plan(plan: Plan, graph: ChannelGraph, source: str) -> None:
+    """Raises UserError where a plan that was read from a file does not fit a model, or contradicts itself."""
+    groups = {group.name: group for group in graph.groups}
+    for entry in plan.groups:
+        if entry.group not in groups:
+            raise UserError(
+                f"'{source}' names the group '{entry.group}', which the model lacks; mend or remove the file"
+            )
+        if entry.width_after != len(entry.kept) or entry.width_before != groups[entry.group].width:
+            raise UserError(
+                f"'{source}': '{entry.group}' goes from {entry.width_before} to {entry.width_after} channels but "
+                f"keeps {len(entry.kept)} of {groups[entry.group].width}; mend or remove the file"
+            )
+        if entry.width_after < entry.width_before:
+            check_kept(groups[entry.group], entry.kept)
+        elif entry.kept != tuple(range(entry.width_before)):
+            raise UserError(
+                f"'{source}': '{entry.group}' stays whole, so kept has to be 0..{entry.width_before - 1}; mend or "
+                "remove the file"
+            )
+
+
 def check_kept(group: ChannelGroup, kept: Sequence[int]) -> None:
     """Raises UserError unless `kept` are channels that may be all that is left of `group`.
 

@@ -17,6 +17,8 @@ import msgspec
 from infoprune.errors import UserError, did_you_mean
 
 Table = dict[str, Any]
+# The largest number that an option takes: seeds are multiplied by numbers up to 10⁶ in 64 bits.
+MOST = 10**12
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
         tables = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the syntax, the encoding, or endless numbers and nesting
         raise UserError(f"'{path}' is not valid TOML: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}; check the file's permissions") from error
@@ -117,7 +119,7 @@ def _value(text: str) -> Any:
     """A TOML value where the text is one, the bare text otherwise, so that strings need no quotes on a command line."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -187,6 +189,8 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
                 )
             bound[name] = option.default
             continue
+        if not _countable(table[name]):
+            raise UserError(f"[{where}] {name} = {table[name]!r}: expected a finite number, of size {MOST:g} at most")
         try:
             bound[name] = msgspec.convert(table[name], option.type, strict=True)
         except msgspec.ValidationError as error:
@@ -196,6 +200,15 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
                 f"got {type(table[name]).__name__}{place}"
             ) from error
     return bound
+
+
+def _countable(value: Any) -> bool:
+    """Whether all numbers in a value are finite and small enough for float32, and for 64 bits even when multiplied."""
+    if isinstance(value, list):
+        return all(map(_countable, value))
+    if isinstance(value, dict):
+        return all(map(_countable, value.values()))
+    return not isinstance(value, int | float) or abs(value) <= MOST  # False for NaN
 
 
 def type_name(hint: Any) -> str:

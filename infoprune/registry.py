@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from infoprune.errors import UserError, did_you_mean
+from infoprune.errors import UserError, did_you_mean, told
 
 Kind = Literal["analyses", "models", "datasets"]
 ENTRY = {"models": "build", "datasets": "load"}
@@ -110,6 +110,8 @@ def _from_package(source: str) -> ModuleType:
             f"cannot import '{source}': no module named '{missing.name}'; give a dotted path that Python can import "
             "from here, or a file as path/to/file.py:function"
         ) from missing
+    except Exception as error:  # it is the user's code that runs
+        raise UserError(f"importing '{source}' fails: {told(error)}; mend it") from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -122,5 +124,8 @@ def _from_file(path: Path) -> ModuleType:
         raise UserError(f"'{path}' cannot be imported as Python; give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code that runs
+        raise UserError(f"importing '{path}' fails: {told(error)}; mend it") from error
     return module

@@ -36,6 +36,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 SEEDED = ("finetune", "train")
 # How criteria are named in [compare]: the library as it comes, an analysis at uniform widths, the recipe's own way.
 PEER, UNIFORM, RECIPE = "torch_pruning.", "uniform.", "recipe"
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,10 @@ class RunOptions:
         for name, least in (("seed", 0), ("threads", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"[run] {name} = {getattr(self, name)}: expected {least} or more")
+        if self.threads > MOST_THREADS:
+            raise UserError(
+                f"[run] threads = {self.threads}: expected {MOST_THREADS} at most; 0 leaves torch's own number"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,8 @@ class PlaneOptions:
         """
         if not self.points:
             return set()
-        return {0} | {round(total ** (k / max(1, self.points - 2))) for k in range(self.points - 1)}
+        points = min(self.points, total + 2)  # there are no more steps than that
+        return {0} | {round(total ** (k / max(1, points - 2))) for k in range(points - 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +151,8 @@ class CompareOptions:
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise UserError(f"[compare] shares = {list(self.shares)}: expected numbers above 0 and up to 1")
-        if self.seeds < 1 or self.epochs < 0 or self.images < 0 or not self.criteria:
-            raise UserError("[compare] needs at least one criterion and one seed, and 0 epochs and images or more")
+        if not 1 <= self.seeds <= 1000 or self.epochs < 0 or self.images < 0 or not self.criteria:
+            raise UserError("[compare] needs at least one criterion, 1 to 1000 seeds, and 0 epochs and images or more")
         for name in self.criteria:
             peer = name.startswith(PEER)
             known = CRITERIA if peer else (*registry.names("analyses"), RECIPE)
@@ -280,13 +286,7 @@ def describe(table: str) -> list[tuple[str, str, str, str]]:
         kinds: dict[str, registry.Kind] = {"model": "models", "data": "datasets", "analyses": "analyses"}
         verb = registry.find(kinds[head], name)
     else:
-        known = {
-            "run": RunOptions,
-            "calibration": CalibrationOptions,
-            "plane": PlaneOptions,
-            "compare": CompareOptions,
-            **VERBS,
-        }
+        known = {**TABLES, **VERBS}
         if table not in known:
             raise UserError(f"no recipe table '{table}'{did_you_mean(table, tables())}")
         verb = known[table]

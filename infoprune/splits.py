@@ -1,6 +1,7 @@
 """Data on its way to the model: fixed splits, and batches that are prepared on the device."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch.utils.data import (
 )
 
 from infoprune import distributed
-from infoprune.errors import UserError
+from infoprune.errors import RunError, UserError, out_of_memory, told
 from infoprune.samples import Collate
 
 Transform = Callable[[Tensor], Tensor]
@@ -81,11 +82,12 @@ class Batches:
         # Every process shuffles alike, and then takes other samples and changes them otherwise.
         changes = torch.Generator().manual_seed(self._seed() + self.rank * 1_000_003) if self.rank else generator
         self.epoch += 1
-        for images, labels in self._loader(generator):
-            images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
-            if self.augment is not None:
-                images = self.augment(images, changes)
-            yield (images if self.prepare is None else self.prepare(images)), labels
+        with _reading(self.dataset):
+            for images, labels in self._loader(generator):
+                images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
+                if self.augment is not None:
+                    images = self.augment(images, changes)
+                yield (images if self.prepare is None else self.prepare(images)), labels
 
     def _seed(self) -> int:
         return (self.seed or 0) * 100_003 + self.epoch
@@ -118,6 +120,31 @@ class Batches:
         size = sum(tensor.numel() * tensor.element_size() for tensor in dataset.tensors)
         if self.device.type != "cpu" and size <= KEPT_ON_DEVICE:
             self.dataset = TensorDataset(*(tensor.to(self.device) for tensor in dataset.tensors))
+
+
+@contextmanager
+def _reading(dataset: Dataset[Any]) -> Iterator[None]:
+    """Whatever reading a data set raises, in this process or in a worker, in one message."""
+    try:
+        yield
+    except Exception as error:
+        if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+            raise RunError(
+                "a process that loads data was killed, commonly since memory ran out; lower data.workers (0 loads in "
+                "this process) and run the same command again"
+            ) from error
+        if out_of_memory(error):
+            raise
+        # A worker's error comes with its traceback as text, the last line of which says what it was.
+        came = str(error).strip().splitlines()[-1] if "Original Traceback" in str(error) else ""
+        if isinstance(error, UserError | RunError):
+            if not came:
+                raise
+            raise type(error)(came.partition(": ")[2]) from error
+        raise UserError(
+            f"a {type(dataset).__name__} cannot be read: {came or told(error)}; mend the data set: it gives pairs of "
+            "an image, all of one shape and type, and a class index"
+        ) from error
 
 
 class _Part(Sampler[int]):

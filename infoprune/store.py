@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from infoprune.errors import UserError
+from infoprune.errors import UserError, shortages
 
 SAFETENSORS = ".safetensors"
+SCRATCH = ".export-"  # folders in which files are written and tried before they get their names
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,15 +38,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
-        # mkstemp makes private files; an artifact has the permissions any new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        with shortages(f"writing '{path}'"):
+            write(temporary)
+            # mkstemp makes private files; an artifact has the permissions any new file would have.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            _flush(temporary)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file is on the disk: renamed earlier, it could be found empty after a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def check_writable(folder: Path) -> None:
@@ -68,7 +80,19 @@ def claim(folder: Path) -> FileLock:
         raise UserError(
             f"another process is working in '{folder}'; wait until it has ended, or choose another folder with --out"
         ) from error
+    for place in (folder, *(each for each in folder.iterdir() if each.is_dir())):
+        _sweep(place)
     return lock
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left beside the artifacts."""
+    for path in folder.glob(".*"):
+        torn = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}(\.\w+)?", path.name)  # as `write_atomically` names them
+        if torn and path.is_file() and Path(torn[1]).suffix == (torn[2] or ""):
+            path.unlink(missing_ok=True)
+        elif path.is_dir() and path.name.startswith(SCRATCH):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -111,7 +135,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     plain = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=dict(metadata)))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # a full disk among them
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -143,6 +174,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weights file '{path}'")
     try:
+        _check_archive(path)
         found: Any = (
             load_file(path) if path.suffix == SAFETENSORS else torch.load(path, map_location="cpu", weights_only=True)
         )
@@ -151,7 +183,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"'{path}' holds more than tensors, and reading it would run its code: refused. Save the state_dict alone, "
             "best as safetensors"
         ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged pickle or archive nearly anything comes
         raise UserError(f"cannot read weights from '{path}': {error}") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
@@ -160,6 +192,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
     return _dequantised(found, path)
+
+
+def _check_archive(path: Path) -> None:
+    """Raises OSError for a .pth that unpacks to more than it is: torch stores tensors as they are, never compressed."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise OSError(f"it holds {path.stat().st_size:,} bytes that unpack to {size:,}, as torch never writes them")
 
 
 def _dequantised(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -194,6 +235,13 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
             raise UserError(
                 f"weights '{source}' {problem} {', '.join(rows[:3])}{more}; check that [model] describes the "
                 "architecture these weights were saved from"
+            )
+    kinds = {True: "floating-point numbers", False: "integers"}
+    for name, value in own.items():
+        if name in tensors and tensors[name].is_floating_point() != value.is_floating_point():
+            came, wanted = str(tensors[name].dtype).removeprefix("torch."), kinds[value.is_floating_point()]
+            raise UserError(
+                f"weights '{source}': {name} is of type {came}, expected {wanted}; use an intact checkpoint"
             )
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:

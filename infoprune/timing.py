@@ -11,7 +11,7 @@ from infoprune.artifacts import ChannelGraph, Latency, LayerTimes, Timings, widt
 from infoprune.artifacts.timings import sum_of
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
-from infoprune.profiling import measure_latency
+from infoprune.profiling import MOST_REPEATS, measure_latency
 
 Build = Callable[[Mapping[str, int]], nn.Module]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -51,8 +51,10 @@ def measure_timings(
     """
     if not shares or not all(0 < share <= 1 for share in shares):
         raise UserError(f"[timings] shares are {list(shares)}; expected numbers above 0 and up to 1")
-    if batch < 1 or repeats < 1:
-        raise UserError(f"[timings] batch = {batch}, repeats = {repeats}: expected at least 1")
+    if batch < 1 or not 1 <= repeats <= MOST_REPEATS:
+        raise UserError(
+            f"[timings] batch = {batch}, repeats = {repeats}: expected 1 or more, {MOST_REPEATS} repeats at most"
+        )
     images = example[torch.arange(batch, device=example.device) % len(example)]
     names = [cost.layer for cost in graph.costs if cost.macs]
     inputs = _inputs(model, images, names)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from infoprune import __version__, checkpoint, distributed, registry, store
 from infoprune.artifacts import Analysis, ChannelGraph, Plan
 from infoprune.encoding import differing, from_json, to_json
-from infoprune.errors import UserError
+from infoprune.errors import UserError, shortages
 from infoprune.histories import write_history
 from infoprune.planes import PlaneFile
 from infoprune.planning.masks import compose
-from infoprune.pruning import channel_graph, check_kept
+from infoprune.pruning import channel_graph, check_plan
 from infoprune.recipe import Recipe
 from infoprune.resuming import EpochFile
 from infoprune.settings import SEEDED, Settings, bind_recipe
@@ -180,7 +180,8 @@ class Workspace:
         else:
             self.progress.step(name, "running")
             if together or distributed.is_first():
-                make()
+                with shortages(name):
+                    make()
             distributed.wait()
             self.progress.step(name, "done")
         self._told.add(name)
@@ -282,17 +283,5 @@ class Workspace:
         """The plan as its file says, checked against the model."""
         path = self.out / "plan.json"
         chosen = from_json(store.read_json(path), Plan, str(path))
-        groups = {group.name: group for group in self.graph_of(chosen.removed).groups}
-        for entry in chosen.groups:
-            if entry.group not in groups:
-                raise UserError(
-                    f"'{path}' names the group '{entry.group}', which the model lacks; mend or remove the file"
-                )
-            if entry.width_after != len(entry.kept) or entry.width_before != groups[entry.group].width:
-                raise UserError(
-                    f"'{path}': '{entry.group}' goes from {entry.width_before} to {entry.width_after} channels but "
-                    f"keeps {len(entry.kept)} of {groups[entry.group].width}; mend or remove the file"
-                )
-            if entry.width_after < entry.width_before:
-                check_kept(groups[entry.group], entry.kept)
+        check_plan(chosen, self.graph_of(chosen.removed), str(path))
         return chosen

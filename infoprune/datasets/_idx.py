@@ -12,6 +12,7 @@ from infoprune.errors import UserError
 
 BYTES = 8
 """The IDX code of unsigned bytes, the only type in these files."""
+MOST_BYTES = 1 << 29  # ten times MNIST's training images
 PARTS = {"train": "train", "test": "t10k"}
 
 
@@ -22,7 +23,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         UserError: where the file is damaged or something else.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise OSError(f"more than {MOST_BYTES:,} bytes")
     except (OSError, EOFError, zlib.error) as broken:
         raise UserError(f"'{path}' cannot be read ({broken}); fetch it again") from broken
     dimensions = content[3] if len(content) > 3 else 0

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from infoprune.datasets._arrays import Arrays, base_folder, three_splits
+from infoprune.datasets._images import read_rgb
 from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
 from infoprune.splits import Data
@@ -126,11 +126,7 @@ def _from_sheets(folder: Path, part: Part) -> Arrays:
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as sheet:
-            pixels = np.asarray(sheet.convert("RGB"))
-    except OSError as broken:  # Pillow's own errors are OSErrors
-        raise UserError(f"'{path}' cannot be read as an image ({broken}); fetch it again") from broken
+    pixels = np.asarray(read_rgb(path, str(path), "fetch it again"))
     if pixels.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
         raise UserError(
             f"'{path}' is {pixels.shape[1]}x{pixels.shape[0]} pixels; expected {COLUMNS * SIDE}x{ROWS * SIDE}, "

@@ -6,9 +6,9 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from infoprune.datasets._arrays import Arrays, base_folder, three_splits
+from infoprune.datasets._images import read_entry, read_rgb
 from infoprune.errors import UserError
 from infoprune.splits import Data
 
@@ -55,7 +55,7 @@ def _read(path: Path) -> tuple[Arrays, list[str]]:
             classes = sorted({name.split("/")[0] for name in files if "/" in name})
             if not classes or len(classes) > 255 or any("/" not in name for name in files):
                 raise UserError(f"'{path}' holds {len(files)} files in {len(classes)} folders; expected one per class")
-            images = np.stack([_decode(archive.read(name), f"{path}/{name}") for name in files])
+            images = np.stack([_decode(read_entry(archive, name), f"{path}/{name}") for name in files])
     except (OSError, BadZipFile) as broken:
         raise UserError(f"'{path}' cannot be read ({broken}); fetch it again") from broken
     labels = np.array([classes.index(name.split("/")[0]) for name in files], dtype=np.uint8)
@@ -63,11 +63,7 @@ def _read(path: Path) -> tuple[Arrays, list[str]]:
 
 
 def _decode(content: bytes, name: str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except OSError as broken:  # Pillow's own errors are OSErrors
-        raise UserError(f"'{name}' cannot be read as an image ({broken}); fetch the archive again") from broken
+    pixels = np.asarray(read_rgb(io.BytesIO(content), name, "fetch the archive again"))
     if pixels.shape != (SIDE, SIDE, 3):
         raise UserError(f"'{name}' is {pixels.shape[1]}x{pixels.shape[0]} pixels; expected {SIDE}x{SIDE}")
     return pixels

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from infoprune.datasets._images import read_rgb
 from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
 from infoprune.splits import Data
@@ -135,11 +136,7 @@ def _read(folder: Path, side: int, interpolation: str) -> Dataset[Any]:
 
 
 def _open(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as broken:  # Pillow's own errors are OSErrors
-        raise UserError(f"'{path}' cannot be read as an image ({broken}); replace or remove it") from broken
+    return read_rgb(path, path, "replace or remove it")
 
 
 def _check_classes(splits: dict[str, Any], folders: dict[str, Path]) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.transforms.v2 import functional as V
 
+from infoprune.datasets._images import read_entry, read_rgb
 from infoprune.datasets.cifar10 import IMAGENET_MEAN, IMAGENET_STD
 from infoprune.datasets.image_folder import crop_and_mirror
 from infoprune.errors import UserError
@@ -122,18 +122,14 @@ def _images(path: Path, files: Sequence[str]) -> Tensor:
     try:
         with zipfile.ZipFile(path) as archive, ThreadPoolExecutor() as pool:
             # Reads one at a time, since an archive is one file; decoding is what takes long.
-            return torch.stack(list(pool.map(partial(_decode, path), files, map(archive.read, files))))
+            return torch.stack(list(pool.map(partial(_decode, path), files, map(partial(read_entry, archive), files))))
     except (zipfile.BadZipFile, OSError, KeyError) as broken:
         raise UserError(f"'{path}' is no complete archive of the images in labels.csv: {broken}; fetch it") from broken
 
 
 def _decode(path: Path, file: str, content: bytes) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.size == (SIDE, SIDE):
-                pixels: Tensor = V.pil_to_tensor(image.convert("RGB"))
-                return pixels
-            size = image.size
-    except OSError as broken:  # Pillow's own errors are OSErrors
-        raise UserError(f"'{file}' in '{path}' cannot be read as an image ({broken}); fetch it again") from broken
-    raise UserError(f"'{file}' in '{path}' is {size[0]}x{size[1]} pixels; expected {SIDE}x{SIDE}")
+    image = read_rgb(io.BytesIO(content), f"{path}/{file}", "fetch the archive again")
+    if image.size != (SIDE, SIDE):
+        raise UserError(f"'{path}/{file}' is {image.width}x{image.height} pixels; expected {SIDE}x{SIDE}")
+    pixels: Tensor = V.pil_to_tensor(image)
+    return pixels

@@ -118,10 +118,7 @@ def budget_of(
                 )
             most = min(total, round(asked * total) if asked <= 1 else round(asked))
             limits.append(Limit(option, asked, max(most, 1), total, _cost(graph, option), _unit(option)))
-    if latency is not None and not 0 < latency <= 1:
-        raise UserError(f"[plan] latency = {latency}: expected a share of the unpruned model's time (0..1]")
-    if latency_ms is not None and not latency_ms > 0:
-        raise UserError(f"[plan] latency_ms = {latency_ms}: expected milliseconds above 0")
+    check_latency(latency, latency_ms)
     for option, asked in (("latency", latency), ("latency_ms", latency_ms)):
         if asked is not None:
             if predict is None:
@@ -133,6 +130,14 @@ def budget_of(
                 Limit(option, asked, asked if option == "latency_ms" else asked * total, total, predict, "ms")
             )
     return Budget(limits)
+
+
+def check_latency(latency: float | None, latency_ms: float | None) -> None:
+    """Raises UserError for a budget of time that is none."""
+    if latency is not None and not 0 < latency <= 1:
+        raise UserError(f"[plan] latency = {latency}: expected a share of the unpruned model's time (0..1]")
+    if latency_ms is not None and not latency_ms > 0:
+        raise UserError(f"[plan] latency_ms = {latency_ms}: expected milliseconds above 0")
 
 
 def _unit(option: str) -> str:

@@ -33,7 +33,12 @@ def group_scores(
     rows = []
     for member in group.members:
         if member.side == "out" and member.layer in finding.importance:
-            scores = finding.importance[member.layer].double()
+            scores, filters = finding.importance[member.layer].double(), sum(map(len, member.channels))
+            if scores.shape != (filters,):
+                raise UserError(
+                    f"'{finding.analysis}' gives importance of shape {tuple(scores.shape)} for '{member.layer}', which "
+                    f"has {filters} filters; expected one score per filter"
+                )
             rows.append(torch.stack([scores[list(own)].mean() for own in member.channels]))
     if not rows:
         raise UserError(

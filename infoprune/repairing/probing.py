@@ -59,6 +59,8 @@ def measure_sensitivity(
     """
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"shares are {list(shares)}; expected numbers above 0 and below 1")
+    if positions < 0 or cache_mb < 0:
+        raise UserError(f"positions = {positions}, cache_mb = {cache_mb}; expected 0 or more")
     probe = _Probe(shorten(copy.deepcopy(model), graph.removed), batches, cache_mb << 20)
     groups = [group for group in graph.groups if group.name in scores and not group.refusal]
     table: Table = {}
