@@ -85,7 +85,7 @@ def test_a_broken_archive_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(root / "images224.zip", "w") as archive:
         for i in range(12):
             archive.writestr(f"{i:02d}.png", b"nothing")
-    with pytest.raises(UserError, match=r"00\.png' in .* cannot be read"):
+    with pytest.raises(UserError, match=r"00\.png' cannot be read"):
         nips2017.load(root=str(root), validation=1)
     with zipfile.ZipFile(root / "images224.zip", "w") as archive:
         archive.writestr("other.png", b"")

@@ -15,11 +15,19 @@ class LayerTimes:
     Attributes:
         inputs, outputs: widths tried, rising; a depthwise layer has one input width.
         milliseconds: `outputs x inputs`.
+
+    Raises:
+        ValueError: where the numbers of widths and times do not fit.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     milliseconds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        rows, columns = len(self.outputs), len(self.inputs)
+        if not rows or not columns or [len(row) for row in self.milliseconds] != rows * [columns]:
+            raise ValueError(f"{rows} x {columns} widths need as many milliseconds")
 
     def at(self, inputs: float, outputs: float) -> float:
         """Straight between the widths tried, along both.

@@ -33,7 +33,8 @@ def read_rgb(file: Path | str | IO[bytes], name: str, remedy: str) -> Image.Imag
                 raise OSError("its pixels are floating-point numbers, expected integers")
             if image.mode in DEEP:  # Pillow's own conversion cuts off at 255, so that all but black is white
                 pixels = np.asarray(image)
-                image = Image.fromarray((pixels >> (8 if pixels.max(initial=0) > 255 else 0)).astype(np.uint8))
+                upper = (pixels >> (8 if pixels.max(initial=0) > 255 else 0)).astype(np.uint8)
+                return Image.fromarray(upper).convert("RGB")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:  # all of these come from Pillow
         raise UserError(f"'{name}' cannot be read as an image ({broken}); {remedy}") from broken
