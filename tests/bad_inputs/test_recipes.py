@@ -62,7 +62,9 @@ def values(table: str, name: str, kind: str) -> list[tuple[str, bool]]:
 @pytest.mark.parametrize(("table", "name", "kind"), OPTIONS)
 def test_wrong_values_are_refused_or_do_what_they_say(workshop: Any, table: str, name: str, kind: str) -> None:
     head, _, family = table.partition(".")
-    also = [*([f"{head}.name={family}"] if head in ("model", "data") else []), *ALSO.get(table, [])]
+    also = [f"{head}.name={family}"] if head in ("model", "data") else []
+    also += [f"{head}.{other}='nothing'" for other, _, default, _ in describe(table) if default == "required"]
+    also += ALSO.get(table, [])
     also = [*also, "data.root='/nowhere'"] if head == "data" and family != "digits" else also
     place = f"{head}.{name}" if head in ("model", "data") else f"{table}.{name}"
     for value, never in values(table, name, kind):
