@@ -19,6 +19,7 @@ _PUBLIC = {
     "load_data": "checkpoint",
     "build": "checkpoint",
     "plan": "planning",
+    "plot": "reporting.plotting",
     "profile": "profiling",
     "prune": "pruning",
     "repair": "repairing",

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from infoprune import __version__, checkpoint, distributed, reporting, store
-from infoprune.artifacts import Score, StageMetrics, Verification
-from infoprune.artifacts.exports import ExportResult, Exports
+from infoprune.artifacts import ExportResult, Exports, Metrics, Score, StageMetrics, Verification
 from infoprune.choosing import Choosing
 from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
 from infoprune.exporting import export
 from infoprune.exporting.card import Origin, model_card
 from infoprune.gathering import STAGES, About, gather, layer_changes
+from infoprune.notebook import bars_in_notebook
 from infoprune.profiling import profile
 from infoprune.pruning import prune
 from infoprune.recipe import Recipe
@@ -32,13 +32,13 @@ from infoprune.workspace import MADE_FROM, Progress
 STEPS = ("analyze", "plan", "prune", "repair", "finetune", "evaluate", "export", "report")
 
 
-def run(recipe: Recipe, out: Path | str, progress: Progress | None = None) -> Mapping[str, StageMetrics]:
+def run(recipe: Recipe, out: Path | str, progress: Progress | None = None) -> Metrics:
     """Runs all steps of a recipe.
 
     Args:
         recipe: from `infoprune.recipe.read`.
         out: the run directory; steps whose artifact in it came from equal inputs are skipped.
-        progress: told about each step.
+        progress: told about each step; in a notebook, bars if not given.
 
     Returns:
         What `metrics.json` says of each stage.
@@ -47,7 +47,7 @@ def run(recipe: Recipe, out: Path | str, progress: Progress | None = None) -> Ma
         UserError: for anything in the recipe, the data or the model that the user has to mend.
         RunError: where a step fails, such as a verification that does not hold.
     """
-    job = Run(recipe, out, progress)
+    job = Run(recipe, out, progress or bars_in_notebook())
     job.until("report")
     return job.metrics()
 
@@ -139,10 +139,12 @@ class Run(Choosing):
         size = self._file(stage).stat().st_size
         return StageMetrics(score.accuracy, score.loss, cost.parameters, cost.macs, size, cost.latency)
 
-    def metrics(self) -> dict[str, StageMetrics]:
+    def metrics(self) -> Metrics:
         """What `metrics.json` says of each stage."""
         found = store.read_json(self.out / "metrics.json")
-        return {stage: from_json(found[stage], StageMetrics, "metrics.json") for stage in STAGES if stage in found}
+        return Metrics(
+            {stage: from_json(found[stage], StageMetrics, "metrics.json") for stage in STAGES if stage in found}
+        )
 
     def export(self) -> None:
         """Writes the fine-tuned model in other formats, each checked against it, and a model card, under `export/`."""

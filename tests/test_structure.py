@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "infoprune"
 FLOORS = {
     "errors": 0,
     "modes": 0,
+    "displaying": 0,
+    "notebook": 0,
     "shortening": 1,
     "distributed": 1,
     "information": 1,
@@ -68,7 +70,8 @@ DOORS = {
     "timm": {"models"},
     "filelock": {"store"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "displaying"},
+    "IPython": {"notebook"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -2,8 +2,18 @@
 
 from infoprune.artifacts.channels import ChannelGraph, ChannelGroup, Member, width_of
 from infoprune.artifacts.costs import Cost, LayerCost
+from infoprune.artifacts.exports import ExportResult, Exports
 from infoprune.artifacts.findings import Analysis, Curve, Finding, Flag, Joinable, Measure
-from infoprune.artifacts.metrics import Cell, EpochRecord, Latency, ModelReference, Score, StageMetrics, Verification
+from infoprune.artifacts.metrics import (
+    Cell,
+    EpochRecord,
+    Latency,
+    Metrics,
+    ModelReference,
+    Score,
+    StageMetrics,
+    Verification,
+)
 from infoprune.artifacts.plans import GroupPlan, Plan
 from infoprune.artifacts.timings import LayerTimes, Timings
 from infoprune.artifacts.views import BatchView, LayerView, Memo
@@ -17,6 +27,8 @@ __all__ = [
     "Cost",
     "Curve",
     "EpochRecord",
+    "ExportResult",
+    "Exports",
     "Finding",
     "Flag",
     "GroupPlan",
@@ -28,6 +40,7 @@ __all__ = [
     "Measure",
     "Member",
     "Memo",
+    "Metrics",
     "ModelReference",
     "Plan",
     "Score",

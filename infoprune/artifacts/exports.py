@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from infoprune.displaying import Table, Tabular, size
+
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Tabular):
     """One written file and how far its outputs are from the model's own.
 
     Attributes:
@@ -29,6 +31,27 @@ class ExportResult:
     batches: tuple[int, ...]
     accuracy: float | None = None
 
+    def table(self) -> Table:
+        """One row."""
+        return Exports([self]).table()
 
-class Exports(list[ExportResult]):
+
+class Exports(Tabular, list[ExportResult]):
     """All files of one export."""
+
+    def table(self) -> Table:
+        """One row per file."""
+        rows = [
+            (
+                file.path.name,
+                file.format if file.format.startswith(file.dtype) else f"{file.format}, {file.dtype}",
+                size(file.bytes),
+                f"{file.max_rel_difference:.1e}" if file.max_rel_difference else "none",
+                "" if file.accuracy is None else f"{file.accuracy:.2%}",
+            )
+            for file in self
+        ]
+        notes = (
+            "differences are shares of the largest output; accuracy is given where rounding makes it the file's own",
+        )
+        return Table("Exported files", ("file", "format", "size", "difference", "accuracy"), rows, notes)

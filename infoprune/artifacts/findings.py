@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from infoprune.artifacts.views import LayerView
+from infoprune.displaying import Table, Tabular
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Tabular):
     """What one analysis knows about a model.
 
     Attributes:
@@ -77,6 +78,45 @@ class Finding:
     measures: Mapping[str, Mapping[str, Measure]] = field(default_factory=dict)
     flags: tuple[Flag, ...] = ()
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        """One row per layer: figures of it, and the median of those of its filters."""
+        flags = {flag.layer: f"{flag.kind}: {flag.reason}" for flag in self.flags}
+        layers = dict.fromkeys([*self.importance, *self.widths, *self.measures, *flags])
+        named = {name: measure.unit for found in self.measures.values() for name, measure in found.items()}
+        columns = {
+            **({"importance": self.importance} if self.importance else {}),
+            **({"width": self.widths} if self.widths else {}),
+            **{
+                f"{name}, {unit}": {layer: found[name] for layer, found in self.measures.items() if name in found}
+                for name, unit in named.items()
+            },
+            **({"flag": flags} if flags else {}),
+        }
+        rows = [(layer, *(_cell(column.get(layer)) for column in columns.values())) for layer in layers]
+        notes = ("medians over the filters of a layer, where there is one figure per filter",)
+        removable = (f"would remove {', '.join(self.removable)}",) if self.removable else ()
+        return Table(f"Finding of {self.analysis}", ("layer", *columns), rows, (*removable, *notes))
+
+    def plot(self) -> Any:
+        """The figures of the report on this finding, which a notebook shows, and `save` writes as a page.
+
+        Artifacts know nothing of reports: this asks the package by the name that a user would.
+        """
+        import infoprune
+
+        return infoprune.plot(self)
+
+
+def _cell(value: Any) -> str:
+    """A name, a number, or a figure with its interval."""
+    if isinstance(value, Measure):
+        if value.value.dim() == 0 and value.low is not None and value.high is not None:
+            return f"{float(value.value):.4g} [{float(value.low):.4g}, {float(value.high):.4g}]"
+        value = value.value
+    if isinstance(value, Tensor):
+        return f"{float(value.double().nanquantile(0.5)):.4g}" if value.numel() else ""
+    return "" if value is None else str(value)
 
 
 @runtime_checkable

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from infoprune.displaying import Table, Tabular, milliseconds, short, size
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -59,7 +61,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class StageMetrics:
+class StageMetrics(Tabular):
     """One row of the final table.
 
     Attributes:
@@ -77,6 +79,38 @@ class StageMetrics:
     macs: int
     bytes: int
     latency_ms: Latency
+
+    def table(self) -> Table:
+        """One row."""
+        return Metrics({"": self}).table()
+
+
+class Metrics(Tabular, dict[str, StageMetrics]):
+    """The stages measured, by name."""
+
+    def table(self) -> Table:
+        """One row per stage; cost also as a share of the first one's."""
+        first = next(iter(self.values()), None)
+        if first is None:
+            return Table("Nothing measured", ("stage",), ())
+        rows = [
+            (
+                stage,
+                f"{row.accuracy:.2%}",
+                f"{short(row.parameters)} {row.parameters / max(1, first.parameters):.0%}",
+                f"{short(row.macs)} {row.macs / max(1, first.macs):.1%}",
+                size(row.bytes),
+                milliseconds(row.latency_ms.median, row.latency_ms.iqr / 2),
+            )
+            for stage, row in self.items()
+        ]
+        time = first.latency_ms
+        note = (
+            f"MACs per sample; latency of one forward pass: median ± half the IQR, batch {time.batch}, {time.device}, "
+            f"{time.threads} threads"
+        )
+        heads = ("stage", "accuracy", "parameters", "MACs", "file", "latency")
+        return Table("Measured on the test split", heads, rows, (note,))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from infoprune.displaying import Table, Tabular
+
 
 @dataclass(frozen=True)
 class GroupPlan:
@@ -27,7 +29,7 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Tabular):
     """Which channels stay, in the original model's coordinates.
 
     Attributes:
@@ -50,3 +52,20 @@ class Plan:
     def kept(self) -> dict[str, tuple[int, ...]]:
         """The kept channels of every group that loses some."""
         return {group.group: group.kept for group in self.groups if group.width_after < group.width_before}
+
+    def table(self) -> Table:
+        """One row per channel group; those that stay whole come last."""
+        rows = [
+            (
+                group.group,
+                f"{group.width_before} → {group.width_after}",
+                f"{group.macs_before:,} → {group.macs_after:,}",
+                group.reason,
+            )
+            for group in self.groups
+        ]
+        rows += [(name, "whole", "", reason) for name, reason in self.refused.items()]
+        share = self.macs_after / max(1, self.macs_before)
+        title = f"Plan: {self.macs_before:,} → {self.macs_after:,} multiply-accumulates per sample ({share:.1%})"
+        removed = (f"removed blocks: {', '.join(self.removed)}",) if self.removed else ()
+        return Table(title, ("group", "channels", "MACs of its layers", "why"), rows, (*removed, *self.notes))

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from infoprune.artifacts import Score
-from infoprune.artifacts.exports import ExportResult, Exports
+from infoprune.artifacts import ExportResult, Exports, Score
 from infoprune.errors import RunError, UserError, did_you_mean
 from infoprune.exporting import sourcing, traced
 from infoprune.exporting.agreement import TOLERANCE, Run, batches_of, compare, outputs_of

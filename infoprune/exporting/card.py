@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infoprune import __version__
-from infoprune.artifacts import ModelReference, Plan, StageMetrics, Verification
-from infoprune.artifacts.exports import ExportResult
+from infoprune.artifacts import ExportResult, ModelReference, Plan, StageMetrics, Verification
 
 MEANINGS = {
     "state_dict": "weights",
