@@ -77,6 +77,10 @@ class Table:
 class Tabular:
     """What has a table of itself shows that wherever it is shown; `repr` stays what Python makes of it."""
 
+    def __init_subclass__(cls) -> None:
+        # IPython takes the first class with a repr, such as a dataclass has, unless it has this of its own as well.
+        cls._repr_pretty_ = Tabular._repr_pretty_  # type: ignore[method-assign]
+
     def table(self) -> Table:
         """The object as rows of text."""
         raise NotImplementedError

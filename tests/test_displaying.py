@@ -205,3 +205,10 @@ def test_a_run_draws_bars_in_a_notebook_alone(written: list[str], monkeypatch: p
     assert notebook.bars_in_notebook() is None
     monkeypatch.delitem(sys.modules, "IPython")
     assert notebook.bars_in_notebook() is None
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_ipython_finds_the_table_before_the_repr(kind: str) -> None:
+    """It walks the classes for the first with either, and prefers `_repr_pretty_` within one."""
+    first = next(each for each in type(SHOWN[kind]("a")).__mro__ if {"_repr_pretty_", "__repr__"} & set(vars(each)))
+    assert "_repr_pretty_" in vars(first)
