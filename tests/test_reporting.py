@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -24,10 +23,11 @@ from infoprune.artifacts import (
     Verification,
 )
 from infoprune.errors import UserError
-from infoprune.reporting import ReportContents, report, wording
+from infoprune.reporting import LayerChange, ReportContents, report, report_side_by_side, wording
+from infoprune.reporting.vocabulary import FLAG_MEANINGS
+from tests.test_reporting_figures import cells, found
 
 HOSTILE = '<script>alert("$x^2$ & layer")</script>'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def stage(accuracy: float, cost: int, latency: float) -> StageMetrics:
@@ -131,8 +131,62 @@ def test_the_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
 
 
 def test_equal_contents_make_equal_pages(tmp_path: Path) -> None:
-    first, second = (report(tmp_path / name, contents(20)).read_bytes() for name in ("a.html", "b.html"))
+    layers = [LayerChange("stem", 6, 3, 10, 5)]
+    given = dataclasses.replace(contents(3), findings=[*found().values()], cells=cells(), layers=layers)
+    first, second = (report(tmp_path / name, given).read_bytes() for name in ("a.html", "b.html"))
     assert first == second
+
+
+def test_a_script_would_not_run_even_if_one_got_in(tmp_path: Path) -> None:
+    text = report(tmp_path / "report.html", contents(3)).read_text(encoding="utf-8")
+    assert """http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'\"""" in text
+
+
+def test_controls_stand_at_the_top_or_how_to_measure_them(tmp_path: Path) -> None:
+    def words(given: ReportContents) -> str:
+        page = Page(report(tmp_path / "report.html", given).read_text(encoding="utf-8"))
+        return " ".join(" ".join(page.text).split())
+
+    assert "No controls stand beside it yet: infoprune compare" in words(contents(3))
+    text = words(dataclasses.replace(contents(3), cells=cells()))
+    top = text[: text.index("The network, layer by layer")]
+    assert "At 50.0 % of the MACs Cut only Repaired Fine-tuned this recipe 20.0 85.0 91.0 ± 1.4" in top
+    assert "random, same widths 20.0 85.0 91.0 ± 1.4" in top
+    assert "L2, uniform widths" in top
+    assert "nearest budget" not in top
+    assert "25.0 % of the MACs" in text[text.index("Criteria at equal budgets") :]
+    plan = dataclasses.replace(contents(3).plan, macs_after=12_000)
+    assert "This run keeps 30.0 %; 25.0 % is the nearest budget" in words(
+        dataclasses.replace(contents(3), cells=cells(), plan=plan)
+    )
+
+
+def test_flags_are_gathered_with_what_they_mean(tmp_path: Path) -> None:
+    text = report(tmp_path / "report.html", contents(3)).read_text(encoding="utf-8")
+    section = text[text.index('id="flags"') : text.index('id="finding-1"')]
+    for kind, meaning in FLAG_MEANINGS.items():
+        assert f"{kind.capitalize()}.</strong> {meaning}" in section
+    assert section.count('<a href="#finding-1">Information bottleneck</a>: 1 layer') == 2
+
+
+def test_two_runs_side_by_side(tmp_path: Path) -> None:
+    one, two = contents(3), contents(3)
+    groups = (dataclasses.replace(one.plan.groups[0], kept=(5, 6, 7, 8), width_after=4), *one.plan.groups[1:])
+    two = dataclasses.replace(
+        two,
+        title="other",
+        plan=dataclasses.replace(two.plan, groups=groups),
+        recipe_text=one.recipe_text + "\nmore = 1",
+    )
+    page = Page(report_side_by_side(tmp_path / "pair.html", [one, two]).read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    assert page.open == []
+    assert "job conv and other" in text
+    assert "layer0.conv 16 8 4 3 layer1.conv 16 8 8 8" in text  # before, after in each, kept by both
+    assert "+more = 1" in text
+    assert "job conv: Fine-tuned other: Fine-tuned Accuracy" in text
+    with pytest.raises(UserError, match="1 run to set side by side; name two or more"):
+        report_side_by_side(tmp_path / "pair.html", [one])
 
 
 def test_figures_take_the_pages_colours(tmp_path: Path) -> None:
@@ -203,26 +257,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_importing_the_package_does_not_import_matplotlib() -> None:
     code = "import sys, infoprune.reporting; sys.exit('matplotlib' in sys.modules or 'jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
-
-
-MEASURING = """<body><iframe id="f" src="{page}" style="width:{width}px;height:900px;border:0"></iframe><script>
-onload = () => {{
-  const page = document.getElementById("f").contentDocument, root = page.documentElement;
-  const drawn = [...page.querySelectorAll("svg")].filter(each => each.getBoundingClientRect().height > 100).length;
-  document.body.textContent = `overflow=${{root.scrollWidth - root.clientWidth}} figures=${{drawn}}`;
-}}</script></body>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize(("layers", "width"), [(3, 320), (150, 360), (150, 1200)])
-def test_nothing_overflows_in_a_browser(tmp_path: Path, layers: int, width: int) -> None:
-    page = report(tmp_path / "report.html", contents(layers, "features.block.a_rather_long_name.conv"))
-    frame = tmp_path / "frame.html"
-    frame.write_text(MEASURING.format(page=page.name, width=width))
-    switches = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-quic"
-    command = [str(CHROMIUM), *switches.split(), "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files", "--window-size=1300,1000"]
-    done = subprocess.run(
-        [*command, "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "overflow=0 figures=6" in done.stdout

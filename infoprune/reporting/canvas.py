@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -134,6 +134,16 @@ def shortened(name: str, length: int) -> str:
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
+def logarithmic(axes: "Axes", which: Literal["x", "y"]) -> None:
+    """A logarithmic axis whose numbers are plain text; matplotlib's own would be mathematics that the page lacks."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def legend(axes: "Axes", columns: int = 2) -> None:
     """Above the panel, at its left: there a phone shows it before one scrolls."""
     axes.legend(
@@ -158,26 +168,35 @@ def multiples(
     found = []
     for start in range(0, len(layers), SHEET):
         part = layers[start : start + SHEET]
-        # A phone shows two in a row as they are; more scroll.
-        columns = min(len(part), 2 if len(part) <= 4 else 4)
-        rows = math.ceil(len(part) / columns)
-        from matplotlib.figure import Figure
-
-        width = NARROW if columns <= 2 else WIDE
-        figure = Figure(figsize=(width, 0.35 + 1.3 * rows), layout="constrained")
-        drawn = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for number, (axes, layer) in enumerate(zip(drawn, part, strict=False), start=start + 1):
+        columns = min(len(part), 2 if len(part) <= 4 else 4)  # a phone shows two in a row as they are; more scroll
+        figure, drawn = _sheet(len(part), columns)
+        for number, (axes, layer) in enumerate(zip(drawn, part, strict=True), start=start + 1):
             draw(axes, layer)
-            axes.set_title(f"{number}  {shortened(layer, 20 if columns > 2 else 24)}", fontsize=8)
-            axes.tick_params(labelsize=7.5)
+            axes.set_title(f"{number}  {shortened(layer, 20 if columns > 2 else 24)}", fontsize=8, pad=4)
+            axes.tick_params(labelsize=7.5, pad=2, length=2)
             axes.locator_params(nbins=4)
-        for axes in drawn[len(part) :]:
-            axes.set_axis_off()
-        figure.supxlabel(across, fontsize=9, color=SOFT)
-        figure.supylabel(up, fontsize=9, color=SOFT)
+        figure.supxlabel(across, fontsize=9, color=SOFT, y=0.0, va="bottom")
+        figure.supylabel(up, fontsize=9, color=SOFT, x=0.0, ha="left")
         folded = f"Layers {start + 1} to {start + len(part)}" if len(layers) > SHEET else ""
         found.append(Drawing(caption, svg(figure, f"{title}, {start + 1}"), columns <= 2, folded))
     return found
+
+
+def _sheet(count: int, columns: int) -> "tuple[Figure, list[Axes]]":
+    """Panels at fixed places: finding places for so many takes longer than drawing them."""
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(count / columns)
+    width, height = NARROW if columns <= 2 else WIDE, 0.42 + 1.3 * rows
+    figure = Figure(figsize=(width, height))
+    across, up = (width - 0.28) / columns, (height - 0.42) / rows
+    panels = []
+    for place in range(count):
+        row, column = divmod(place, columns)
+        left, bottom = 0.6 + column * across, 0.42 + (rows - 1 - row) * up
+        box = (left / width, bottom / height, (across - 0.4) / width, (up - 0.48) / height)
+        panels.append(figure.add_axes(box))
+    return figure, panels
 
 
 def svg(figure: "Figure", title: str) -> "Markup":

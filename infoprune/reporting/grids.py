@@ -9,9 +9,9 @@ from infoprune.reporting.wording import milliseconds, percent, seconds, short
 
 STAGES = {"cut": "Cut only", "repaired": "Repaired", "finetuned": "Fine-tuned"}
 CONTROLS = {
-    "control.random": "random filters, same widths",
-    "uniform.l2": "largest L2 norm, uniform widths",
-    "control.small_dense": "small dense network, trained alike from scratch",
+    "control.random": "random, same widths",
+    "uniform.l2": "L2, uniform widths",
+    "control.small_dense": "small dense, from scratch",
 }
 RECIPE = "recipe"
 NEAR = 0.02
@@ -109,11 +109,11 @@ def table(found: Sequence[Row], whole: int) -> tuple[list[str], list[tuple[str, 
     """
     known = stages(found)
     columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("MACs", lambda row: f"{short(row.macs)} ({whole / row.macs:.2f}× fewer)" if row.macs else "0"),
-        ("Parameters", lambda row: short(row.parameters)),
         *((STAGES[stage], lambda row, stage=stage: accuracy(row.scores.get(stage))) for stage in known),
         ("Latency", lambda row: milliseconds(row.latency.mean)),
         ("Cost", lambda row: seconds(row.seconds)),
+        ("MACs", lambda row: f"{whole / row.macs:.2f}× fewer" if row.macs else "0"),
+        ("Parameters", lambda row: short(row.parameters)),
     ]
     parts = []
     for share in dict.fromkeys(row.share for row in found):
@@ -123,14 +123,14 @@ def table(found: Sequence[Row], whole: int) -> tuple[list[str], list[tuple[str, 
 
 
 def accuracy(score: Spread | None) -> str:
-    """In percent, with its deviation where there are seeds.
+    """In percent, with its deviation where seeds make a difference.
 
-    >>> accuracy(Spread(0.5, 0.01, 3)), accuracy(Spread(0.5, 0.0, 1)), accuracy(None)
+    >>> accuracy(Spread(0.5, 0.01, 3)), accuracy(Spread(0.5, 0.0, 3)), accuracy(None)
     ('50.0 ± 1.0', '50.0', '')
     """
     if score is None:
         return ""
-    return f"{100 * score.mean:.1f}" + (f" ± {100 * score.deviation:.1f}" if score.seeds > 1 else "")
+    return f"{100 * score.mean:.1f}" + (f" ± {100 * score.deviation:.1f}" if score.deviation else "")
 
 
 def name(criterion: str) -> str:

@@ -56,10 +56,7 @@ def single(contents: ReportContents) -> str:
     compared = {
         "columns": columns,
         "parts": parts,
-        "drawings": [
-            *comparison.against(found, contents.plan.macs_before, contents.metrics.get("base")),
-            *comparison.cost(found),
-        ],
+        "drawings": comparison.against(found, contents.plan.macs_before, contents.metrics.get("base")),
     }
     return _environment().get_template("page.html.jinja").render(
         contents=contents,
@@ -146,7 +143,7 @@ def _section(finding: Finding, kept: Mapping[str, Sequence[int]], full: Mapping[
     return Section(
         *analysis(finding.analysis),
         figures.of_finding(finding, kept, full),
-        figures.numbered(finding),
+        figures.numbered(finding, full),
         [(name, _told(measure)) for own in figures.facts(finding).values() for name, measure in own.items()],
         flags,
         finding.widths,

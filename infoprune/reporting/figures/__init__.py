@@ -44,9 +44,9 @@ def of_finding(
     Args:
         finding: what it found.
         kept: per layer, the filters that stay, where they are known.
-        full: per layer, the number of filters.
+        full: per layer, the number of filters; in the order of the forward pass.
     """
-    layers, (own, shown) = layers_of(finding), OWN.get(finding.analysis, (None, ()))
+    layers, (own, shown) = layers_of(finding, full), OWN.get(finding.analysis, (None, ()))
     found = layerwise.importance(finding, layers, kept or {})
     found += own(finding, layers) if own else []
     found += layerwise.widths(finding, layers, full or {})
@@ -54,11 +54,13 @@ def of_finding(
     return [*found, *layerwise.others(finding, layers, known, FOLDED if own else "")]
 
 
-def layers_of(finding: Finding) -> list[str]:
+def layers_of(finding: Finding, full: Mapping[str, int] | None = None) -> list[str]:
     """The layers that an analysis has figures for, in the order of the forward pass; the network as a whole is none."""
     found = dict.fromkeys([*finding.measures, *finding.importance, *finding.curves])
     blocks = [name for name, own in finding.measures.items() if own and all(each.startswith(BLOCK) for each in own)]
-    return [name for name in found if name not in (*blocks, *facts(finding))]
+    layers = [name for name in found if name not in (*blocks, *facts(finding))]
+    # What needs gradients sees the layers from the last to the first.
+    return [name for name in full if name in found] if full and set(layers) <= set(full) else layers
 
 
 def facts(finding: Finding) -> dict[str, Mapping[str, Measure]]:
@@ -67,7 +69,7 @@ def facts(finding: Finding) -> dict[str, Mapping[str, Measure]]:
     return {} if measures is None or any(each.value.dim() for each in measures.values()) else {"network": measures}
 
 
-def numbered(finding: Finding) -> list[str]:
+def numbered(finding: Finding, full: Mapping[str, int] | None = None) -> list[str]:
     """The layers that the figures of an analysis give by number, in this order; none where the names fit."""
-    layers = layers_of(finding)
+    layers = layers_of(finding, full)
     return layers if len(layers) > NAMED else []

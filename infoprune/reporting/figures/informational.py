@@ -215,8 +215,9 @@ def plane(finding: Finding, layers: Sequence[str]) -> list[Drawing]:
             continue
         figure, (axes,) = panels(1, height=2.9, width=NARROW)
         axes.plot([x for _, x, _ in rows], [y for _, _, y in rows], "-", color=FAINT, linewidth=1)
-        for place, (number, x, y) in enumerate(rows):
-            axes.plot([x], [y], "o", color=ramp(place, len(rows)), markersize=5)
+        colours = [ramp(place, len(rows)) for place in range(len(rows))]
+        axes.scatter([x for _, x, _ in rows], [y for _, _, y in rows], c=colours, s=24, zorder=2)
+        for number, x, y in rows:
             if len(rows) <= NAMED or number in (rows[0][0], rows[-1][0]):
                 axes.annotate(str(number), (x, y), (4, 3), textcoords="offset points", fontsize=8, color=INK)
         axes.set(xlabel=f"{across}, bits", ylabel=f"{up}, bits")

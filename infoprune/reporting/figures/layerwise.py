@@ -77,6 +77,7 @@ def lines(
         for line in known:
             along(axes, finding, layers, line)
         axes.set_ylabel(unit)
+        _no_magnifying(axes)
         if len(known) > 1 or len(found) > 1:
             legend(axes, min(3, len(known)))
     label(drawn[-1], layers, "layer")
@@ -98,6 +99,15 @@ def along(axes: "Axes", finding: Finding, layers: Sequence[str], line: Line) -> 
         axes.vlines(*zip(*intervals, strict=True), color=line.colour, linewidth=3, alpha=0.35)
     size = 4 if len(layers) <= 60 else 2
     axes.plot(at, values, line.dashes, marker=line.marker, markersize=size, color=line.colour, label=line.name)
+
+
+def _no_magnifying(axes: "Axes") -> None:
+    """Keeps differences of less than a hundredth from looking like structure."""
+    low, high = axes.get_ylim()
+    least = 0.02 * max(abs(low), abs(high))
+    if high - low < least:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - least / 2, middle + least / 2)
 
 
 def others(finding: Finding, layers: Sequence[str], used: Collection[str], folded: str) -> list[Drawing]:
@@ -161,7 +171,7 @@ def _spread(
 ) -> Drawing:
     """One column per layer: percentiles of its filters' values; values that are not finite are left out."""
     figure, (axes,) = panels(1, height=2.7, width=width_for(layers))
-    at, rows = [], []
+    at, rows, dots = [], [], list[tuple[int, float, bool]]()
     for position, layer in enumerate(layers, start=1):
         flat = values.get(layer, torch.empty(0)).detach().double().flatten().cpu()
         finite = flat[flat.isfinite()]
@@ -169,7 +179,7 @@ def _spread(
             at.append(position)
             rows.append(torch.quantile(finite, PERCENTILES))
         if layer in kept:
-            _dots(axes, position, flat, set(kept[layer]))
+            dots += [(position, value, i in kept[layer]) for i, value in enumerate(flat.tolist())]
     if rows:
         low, lower, middle, upper, high = torch.stack(rows, dim=1).tolist()
         thick = 9 if len(layers) <= 30 else 3
@@ -178,20 +188,15 @@ def _spread(
         axes.plot(at, middle, "_", color=MARK if not kept else INK, markersize=thick + 2, markeredgewidth=2)
     axes.set_ylabel(unit)
     label(axes, layers, "layer")
-    if kept:
-        for marker, colour, word in (("o", NEW, "stays"), ("x", MARK, "goes")):
-            axes.plot([], [], marker, color=colour, markersize=4, label=word)
+    # Beside the bar, those that go to the right of those that stay.
+    for stays, marker, colour, aside, word in ((True, "o", NEW, 0.16, "stays"), (False, "x", MARK, 0.32, "goes")):
+        own = [(position + aside, value) for position, value, stayed in dots if stayed == stays]
+        if dots:
+            x, y = [each for each, _ in own], [each for _, each in own]
+            axes.plot(x, y, marker, color=colour, markersize=2.6, markeredgewidth=0.7, alpha=0.8, label=word)
+    if dots:
         legend(axes)
     return Drawing(caption, svg(figure, f"{title}: {unit} per layer"), width_for(layers) == NARROW)
-
-
-def _dots(axes: "Axes", position: int, values: Tensor, kept: Collection[int]) -> None:
-    """The filters of one layer beside its bar, those that go to the right of those that stay."""
-    for stays, marker, colour, aside in ((True, "o", NEW, 0.16), (False, "x", MARK, 0.32)):
-        own = [float(value) for i, value in enumerate(values) if (i in kept) == stays and math.isfinite(value)]
-        axes.plot(
-            [position + aside] * len(own), own, marker, color=colour, markersize=2.6, markeredgewidth=0.7, alpha=0.8
-        )
 
 
 def rule(axes: "Axes", value: float = 0.0) -> None:

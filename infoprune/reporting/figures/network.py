@@ -18,6 +18,7 @@ from infoprune.reporting.canvas import (
     label,
     legend,
     panels,
+    shortened,
     style,
     svg,
 )
@@ -87,7 +88,8 @@ def kept(plans: "Sequence[tuple[str, Plan]]") -> "Markup | None":
         at = [place[group.group] + offset for group in plan.groups]
         shares = [100 * group.width_after / group.width_before for group in plan.groups]
         axes.vlines(at, 0, shares, color=FAINT, linewidth=1)
-        axes.plot(at, shares, "osD^v"[number % 5], color=SERIES[number % len(SERIES)], markersize=4.5, label=title)
+        look, name = "osD^v"[number % 5], shortened(title, 24)
+        axes.plot(at, shares, look, color=SERIES[number % len(SERIES)], markersize=4.5, label=name)
     axes.set(ylabel="channels kept, %", ylim=(0, 108), yticks=[0, 50, 100])
     if len(plans) > 1:
         legend(axes)
@@ -112,7 +114,7 @@ def curves(histories: "Sequence[tuple[str, Sequence[EpochRecord]]]") -> "list[Ma
                 if not any(math.isfinite(value) for value in values):
                     continue
                 colour = SERIES[number % len(SERIES)] if len(histories) > 1 else OLD if split == "train" else NEW
-                name = title if len(histories) > 1 else split
+                name = shortened(title, 24) if len(histories) > 1 else split
                 axes.plot(epochs, values, line, color=colour, label=name, markersize=4 if len(epochs) < 40 else 0)
         if not axes.has_data():
             continue

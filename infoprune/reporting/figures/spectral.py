@@ -15,6 +15,7 @@ from infoprune.reporting.canvas import (
     Drawing,
     label,
     legend,
+    logarithmic,
     panels,
     style,
     svg,
@@ -79,7 +80,8 @@ def energy(finding: Finding, layers: Sequence[str]) -> list[Drawing]:
         line = np.exp(slope * x + (logs - slope * x).mean())
         goodness = float(whole[f"{name} goodness"].value)
         top.plot(at, line, style_of, color=colour, linewidth=1.3, label=f"{name}, R² {goodness:.2f}")
-    top.set(yscale="log", ylabel="share of the input's energy")
+    logarithmic(top, "y")
+    top.set_ylabel("share of the input's energy")
     legend(top, 3 if width_for(layers) != NARROW else 1)
     bounds = [
         (position, max(float(own["frame bound A"].value), 1e-9), max(float(own["frame bound B"].value), 1e-9))
@@ -89,7 +91,7 @@ def energy(finding: Finding, layers: Sequence[str]) -> list[Drawing]:
     ]
     if bounds:
         bottom.vlines(*zip(*bounds, strict=True), color=OLD, linewidth=4 if len(layers) <= 60 else 2)
-        bottom.set_yscale("log")
+        logarithmic(bottom, "y")
     bottom.set_ylabel("frame bounds")
     label(bottom, layers, "layer")
     caption = (
