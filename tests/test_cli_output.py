@@ -162,15 +162,41 @@ def test_bash_completes_commands_recipes_and_files(tmp_path: Path) -> None:
     assert "--json" in completed("run", "--js")
 
 
-def test_interrupted_without_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from infoprune import diagnosing
+INTERRUPTED = """
+import os, signal, sys, time
+from infoprune import cli
+from infoprune.cli import interrupting
+from infoprune.pipeline import Run
+interrupting.GRACE = 0.5
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+def swallowed(job):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+    except BaseException:
+        pass
+    {then}
 
-    monkeypatch.setattr(diagnosing, "diagnose", interrupted)
-    result = call("doctor")
-    assert (result.exit_code, result.stderr.strip()) == (130, "interrupted")
+Run.analyze = swallowed
+cli.main({arguments})
+"""
+
+
+@pytest.mark.parametrize("then", ["time.sleep(30)", "raise AttributeError('half-loaded')", "raise KeyboardInterrupt"])
+def test_interrupts_end_a_run_even_where_they_are_swallowed(tmp_path: Path, then: str) -> None:
+    script = INTERRUPTED.format(then=then, arguments=["analyze", "digits", "-q", "--out", str(tmp_path)])
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 130, found.stderr
+    assert found.stderr == f"interrupted; what is done is in {tmp_path}, and the same command again goes on\n"
+
+
+def test_interrupted_without_a_run() -> None:
+    script = (
+        "import os, signal; from infoprune import cli, diagnosing; "
+        "diagnosing.diagnose = lambda: os.kill(os.getpid(), signal.SIGINT); cli.main(['doctor'])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stderr) == (130, "interrupted\n")
 
 
 def test_the_promised_recipes_are_listed_with_a_line_each() -> None:

@@ -8,6 +8,7 @@ from infoprune import __version__
 from infoprune.cli.advice import depth, inspect, widths
 from infoprune.cli.comparison import compare
 from infoprune.cli.display import failures
+from infoprune.cli.interrupting import interruptible
 from infoprune.cli.reference import check_estimator, completion, doctor, new, options, recipes
 from infoprune.cli.steps import STEPS, run, step_commands, train
 
@@ -35,7 +36,7 @@ class _Map(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with failures(ctx.meta):
+        with failures(ctx.meta), interruptible(ctx.meta):
             return super().invoke(ctx)
 
 

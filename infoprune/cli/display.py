@@ -111,7 +111,7 @@ def failures(known: Mapping[str, Any]) -> Iterator[None]:
     """A user's mistake ends with exit code 2 and a message, a failed run with 1; anything else is a bug of ours.
 
     Args:
-        known: what the command has said of itself until then: "verbose", and its "run" directory.
+        known: what the command has said of itself until then: whether it is "verbose".
     """
     try:
         yield
@@ -121,8 +121,3 @@ def failures(known: Mapping[str, Any]) -> Iterator[None]:
         who = f"process {PROCESS}: " if PROCESS else ""
         err.print(f"[bold red]error:[/] {who}{escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        if not PROCESS:
-            kept = f"; what is done is in {known['run']}, and the same command again goes on" if "run" in known else ""
-            err.print(f"interrupted{escape(kept)}", highlight=False, soft_wrap=True)
-        sys.exit(130)

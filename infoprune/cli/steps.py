@@ -36,8 +36,10 @@ def run(job: "Run") -> Shown:
 @on_recipe
 def train(job: "Run") -> Shown:
     """Train the recipe's model from scratch; write trained.safetensors."""
-    measured = {"trained": job.train()}
-    return Shown(measured, [tables.stage_table(measured)])
+    from infoprune.artifacts import Metrics
+
+    measured = Metrics({"trained": job.train()})
+    return Shown(measured, [measured])
 
 
 @click.command(help=STEPS["plan"], short_help=STEPS["plan"])
@@ -46,7 +48,7 @@ def train(job: "Run") -> Shown:
 def plan(job: "Run", explain: str | None) -> Shown:
     job.until("plan")
     if explain is None:
-        return Shown(job.planned, [tables.plan_table(job)])
+        return Shown(job.planned, [job.planned])
     name, rows = tables.explained(job, explain)
     return Shown({"group": name, "known": rows}, [tables.explained_table(name, rows)])
 
@@ -126,14 +128,12 @@ def _history(job: "Run") -> Shown:
 
 def _measured(job: "Run") -> Shown:
     metrics = job.metrics()
-    return Shown(metrics, [tables.stage_table(metrics)])
+    return Shown(metrics, [metrics])
 
 
 def _exported(job: "Run") -> Shown:
-    from infoprune.store import read_json
-
-    files = read_json(job.out / "export" / "export.json")["files"]
-    return Shown(files, [tables.files_table(files)])
+    files = job.exports()
+    return Shown(files, [files])
 
 
 SHOWN: dict[str, Callable[["Run"], Shown]] = {

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
@@ -13,45 +13,10 @@ from infoprune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from infoprune.advising import BlockAdvice, DepthAdvice, WidthAdvice
-    from infoprune.artifacts import ChannelGraph, EpochRecord, Finding, Measure, ModelReference, StageMetrics
+    from infoprune.artifacts import ChannelGraph, EpochRecord, Finding, Measure, ModelReference
     from infoprune.pipeline import Run
     from infoprune.planning.constraints import Room
     from infoprune.planning.recommending import Opinion, Recommendation
-
-
-def stage_table(metrics: "dict[str, StageMetrics]") -> Table:
-    """One row per stage, relative to the first."""
-    table = Table("", "accuracy", "parameters", "MACs", "file", "latency", box=box.SIMPLE)
-    first = next(iter(metrics.values()))
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "right" if column.header else "left"
-    for stage, row in metrics.items():
-        time = row.latency_ms
-        table.add_row(
-            stage,
-            f"{row.accuracy:.2%}",
-            f"{_short(row.parameters)} {row.parameters / first.parameters:.0%}",
-            f"{_short(row.macs)} {row.macs / first.macs:.1%}",
-            f"{_short(row.bytes)}B",
-            _time(time.median, time.iqr / 2),
-        )
-    time = first.latency_ms
-    table.caption = (
-        f"test split; MACs per sample; latency of one forward pass: median ± half the IQR, batch {time.batch}, "
-        f"{time.device}, {time.threads} threads"
-    )
-    return table
-
-
-def _time(median: float, half: float) -> str:
-    """As many decimals as leave three digits or so.
-
-    >>> _time(0.8217, 0.021), _time(304.14, 55.5)
-    ('0.82 ± 0.02 ms', '304 ± 56 ms')
-    """
-    decimals = 2 if median < 10 else 1 if median < 100 else 0
-    return f"{median:.{decimals}f} ± {half:.{decimals}f} ms"
 
 
 def _short(number: float) -> str:
@@ -64,22 +29,6 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f} "
-
-
-def plan_table(job: "Run") -> Table:
-    """One row per channel group."""
-    table = Table("group", "width", "MACs of its layers", "why")
-    for group in job.planned.groups:
-        table.add_row(
-            group.group,
-            f"{group.width_before} → {group.width_after}",
-            f"{group.macs_before:,} → {group.macs_after:,}",
-            group.reason,
-        )
-    for name, reason in job.planned.refused.items():
-        table.add_row(name, "whole", "", reason)
-    table.caption = "; ".join(job.planned.notes)
-    return table
 
 
 def explained(job: "Run", name: str) -> tuple[str, list[tuple[str, str]]]:
@@ -152,16 +101,6 @@ def history_table(history: "Sequence[EpochRecord]") -> Table:
             f"{record.validation_accuracy:.2%}",
             duration(record.seconds),
         )
-    return table
-
-
-def files_table(files: "Sequence[Mapping[str, Any]]") -> Table:
-    """One row per exported file."""
-    table = Table("format", "file", "size", "differs by", box=box.SIMPLE)
-    for row in files:
-        differs = row.get("max_rel_difference")
-        said = "" if differs is None else f"{differs:.1e} of the largest output"
-        table.add_row(escape(str(row.get("format", ""))), escape(row["path"]), f"{_short(row['bytes'])}B", said)
     return table
 
 
