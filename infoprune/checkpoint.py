@@ -37,6 +37,8 @@ def build(reference: ModelReference, weights: str | Path | None = None, folder: 
     model = _make("models", reference.name, reference.arguments)
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{reference.name}' gave a {type(model).__name__}, expected a torch.nn.Module")
+    if any(each.is_meta for each in (*model.parameters(), *model.buffers())):
+        raise UserError(f"model '{reference.name}' has weights without data (device 'meta'); build it on the CPU")
     if weights is not None:
         path = find_file(weights, folder)
         tensors = store.read_tensors(path)

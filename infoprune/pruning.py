@@ -4,6 +4,7 @@ The library neither validates indices nor reports what it cannot do, so everythi
 """
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from infoprune.verifying import verify
 
 # Trials stop being made after this long. A plan is not touched by it: only the groups that it cuts are tried again.
 TRIAL_SECONDS = 120.0
+MOST_INPUTS = 1 << 30  # numbers in one sample
 
 
 def channel_graph(
@@ -280,5 +282,9 @@ def _layer_cost(name: str, module: nn.Module, macs: int, seen: set[int]) -> Laye
 
 
 def _example_for(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    if not shape or min(shape) < 1 or math.prod(shape) > MOST_INPUTS:
+        raise UserError(
+            f"the plan's input_shape is {tuple(shape)}; expected the shape of one image, such as (3, 32, 32)"
+        )
     first = next(model.parameters(), torch.empty(0))
     return torch.zeros(1, *shape, device=first.device, dtype=first.dtype)

@@ -87,7 +87,9 @@ class Batches:
                 images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
                 if self.augment is not None:
                     images = self.augment(images, changes)
-                yield (images if self.prepare is None else self.prepare(images)), labels
+                images = images if self.prepare is None else self.prepare(images)
+                _check(images, labels)
+                yield images, labels
 
     def _seed(self) -> int:
         return (self.seed or 0) * 100_003 + self.epoch
@@ -120,6 +122,19 @@ class Batches:
         size = sum(tensor.numel() * tensor.element_size() for tensor in dataset.tensors)
         if self.device.type != "cpu" and size <= KEPT_ON_DEVICE:
             self.dataset = TensorDataset(*(tensor.to(self.device) for tensor in dataset.tensors))
+
+
+def _check(images: Any, labels: Tensor) -> None:
+    """Raises UserError for what no step could make sense of."""
+    if not isinstance(images, Tensor):
+        raise UserError(f"the data's prepare gave a {type(images).__name__}; expected a tensor of images")
+    whole = not (labels.is_floating_point() or labels.is_complex())
+    if labels.shape != images.shape[:1] or not whole:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise UserError(
+            f"a batch holds images {list(images.shape)} and labels {list(labels.shape)} of type {kind}; expected one "
+            "class index, an integer, per image"
+        )
 
 
 @contextmanager

@@ -187,7 +187,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read weights from '{path}': {error}") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    plain = isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())
+    if not plain or not all(isinstance(name, str) for name in found):
         raise UserError(f"'{path}' holds no state_dict (a dictionary of tensors); save model.state_dict()")
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
