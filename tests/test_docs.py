@@ -21,6 +21,7 @@ from tests.test_cli import call
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
+PAGES += sorted((ROOT / "examples").rglob("*.md"))
 NOTES = sorted((ROOT / "benchmarks" / "results").rglob("*.md"))
 RECIPES = list(recipe.shipped().values())
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
