@@ -46,7 +46,7 @@ class Exports(Tabular, list[ExportResult]):
                 file.path.name,
                 file.format if file.format.startswith(file.dtype) else f"{file.format}, {file.dtype}",
                 size(file.bytes),
-                f"{file.max_rel_difference:.1e}" if file.max_rel_difference else "none",
+                f"{file.max_rel_difference:.1e}" if file.max_rel_difference else "0",
                 "" if file.accuracy is None else f"{file.accuracy:.2%}",
             )
             for file in self

@@ -127,7 +127,7 @@ def _file(file: ExportResult) -> list[str]:
         f"`{file.path.name}`",
         holds,
         f"{file.bytes:,}",
-        f"{file.max_rel_difference:.1e}" if file.max_rel_difference else "none",
+        f"{file.max_rel_difference:.1e}" if file.max_rel_difference else "0",
         accuracy,
     ]
 
