@@ -10,6 +10,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -73,6 +74,8 @@ def test_every_analysis_has_a_page_and_every_public_name_a_place() -> None:
             assert [head for head in heads if head != "Where the paper errs"] == [
                 "When to trust it", "Flags", "Cost", "Options",
             ], f"{name}: {heads}"  # fmt: skip
+            needs: Any = registry.find("analyses", name)
+            assert ("Needs labels" in page.read_text()) == needs.needs_labels, f"{name}: what it needs"
     api = (ROOT / "docs" / "api.md").read_text()
     for name in infoprune.__all__:
         assert f" infoprune.{name}\n" in api or name == "__version__", f"{name} is not in docs/api.md"
