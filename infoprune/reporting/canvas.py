@@ -1,10 +1,9 @@
 """What all figures of the report share: one style, and SVG text that takes its colours and fonts from the page."""
 
 import hashlib
-import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -61,8 +60,6 @@ NAMED = 16
 FEW = 8
 # The drawing of the whole network is narrow up to this many.
 NARROW_LAYERS = 4
-# Panels of one figure of small multiples.
-SHEET = 24
 
 
 @dataclass(frozen=True)
@@ -159,44 +156,6 @@ def ramp(position: int, count: int) -> str:
     (True, True)
     """
     return RAMP[round(position / max(1, count - 1) * (len(RAMP) - 1))]
-
-
-def multiples(
-    title: str, layers: Sequence[str], draw: "Callable[[Axes, str], None]", across: str, up: str, caption: str
-) -> list[Drawing]:
-    """One small panel per layer; of many layers, in sheets to be opened."""
-    found = []
-    for start in range(0, len(layers), SHEET):
-        part = layers[start : start + SHEET]
-        columns = min(len(part), 2 if len(part) <= 4 else 4)  # a phone shows two in a row as they are; more scroll
-        figure, drawn = _sheet(len(part), columns)
-        for number, (axes, layer) in enumerate(zip(drawn, part, strict=True), start=start + 1):
-            draw(axes, layer)
-            axes.set_title(f"{number}  {shortened(layer, 20 if columns > 2 else 24)}", fontsize=8, pad=4)
-            axes.tick_params(labelsize=7.5, pad=2, length=2)
-            axes.locator_params(nbins=4)
-        figure.supxlabel(across, fontsize=9, color=SOFT, y=0.0, va="bottom")
-        figure.supylabel(up, fontsize=9, color=SOFT, x=0.0, ha="left")
-        folded = f"Layers {start + 1} to {start + len(part)}" if len(layers) > SHEET else ""
-        found.append(Drawing(caption, svg(figure, f"{title}, {start + 1}"), columns <= 2, folded))
-    return found
-
-
-def _sheet(count: int, columns: int) -> "tuple[Figure, list[Axes]]":
-    """Panels at fixed places: finding places for so many takes longer than drawing them."""
-    from matplotlib.figure import Figure
-
-    rows = math.ceil(count / columns)
-    width, height = NARROW if columns <= 2 else WIDE, 0.42 + 1.3 * rows
-    figure = Figure(figsize=(width, height))
-    across, up = (width - 0.28) / columns, (height - 0.42) / rows
-    panels = []
-    for place in range(count):
-        row, column = divmod(place, columns)
-        left, bottom = 0.6 + column * across, 0.42 + (rows - 1 - row) * up
-        box = (left / width, bottom / height, (across - 0.4) / width, (up - 0.48) / height)
-        panels.append(figure.add_axes(box))
-    return figure, panels
 
 
 def svg(figure: "Figure", title: str) -> "Markup":

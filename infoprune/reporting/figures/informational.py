@@ -13,13 +13,10 @@ from infoprune.reporting.canvas import (
     NAMED,
     NARROW,
     NEW,
-    OLD,
     SERIES,
-    SOFT,
     Drawing,
     label,
     legend,
-    multiples,
     panels,
     ramp,
     style,
@@ -27,10 +24,10 @@ from infoprune.reporting.canvas import (
     width_for,
 )
 from infoprune.reporting.figures.layerwise import Line, along, lines, rule
+from infoprune.reporting.figures.sheets import Panel, sheets
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-    from matplotlib.axes import Axes
 
 
 def redundancy(finding: Finding, layers: Sequence[str]) -> list[Drawing]:
@@ -281,19 +278,7 @@ def overlaid(
     return [Drawing(caption, svg(figure, f"{finding.analysis}: all layers"), narrow=True)]
 
 
-@style()
 def _panels(finding: Finding, named: Mapping[str, Curve], across: str, up: str, caption: str) -> list[Drawing]:
     """One panel per layer: the curve, its band, and the width that is recommended."""
-
-    def draw(axes: "Axes", layer: str) -> None:
-        curve = named[layer]
-        x, y = curve.x.tolist(), curve.y.tolist()
-        if curve.low is not None and curve.high is not None:
-            # Edges show a band that is thinner than a line.
-            axes.fill_between(x, curve.low.tolist(), curve.high.tolist(), facecolor=OLD, edgecolor=OLD, alpha=0.5)
-        axes.plot(x, y, "o-" if len(x) <= 3 else "-", color=NEW, markersize=3)
-        if layer in finding.widths:
-            axes.axvline(finding.widths[layer], color=MARK, linewidth=1.2, linestyle="--")
-        axes.spines[["left", "bottom"]].set_color(SOFT)
-
-    return multiples(f"{finding.analysis}: {up}", list(named), draw, across, up, caption) if named else []
+    panels = {layer: Panel(curve, finding.widths.get(layer)) for layer, curve in named.items()}
+    return sheets(f"{finding.analysis}: {up}", panels, across, up, caption)
