@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from infoprune.planning.sensitivity import allocate
 from infoprune.profiling import count_macs
 from infoprune.pruning import channel_graph, prune
 from infoprune.repairing import repair
+from infoprune.repairing.matching import match_predictions
 from infoprune.repairing.probing import SHARES, measure_sensitivity
 from infoprune.repairing.reconstructing import reconstruct
 from infoprune.splits import Data
@@ -59,11 +61,16 @@ class Network:
     few: int = 512
     shares: tuple[float, ...] = SHARES
 
-    def calibration(self, data: Data, images: int) -> Batches:
-        """Images of the training split; of the 500 of nips2017 that are not for testing, those for validation too."""
+    def calibration(self, data: Data, images: int, view: int = 0) -> Batches:
+        """Images of the training split, changed at random for views after the first.
+
+        Of the 500 of nips2017 that are not for testing, those for validation too.
+        """
+        how: dict[str, Any] = {"augment": view > 0, "view": view}
         if self.data == "nips2017":
-            return [*data.batches("train", batch_size=50), *data.batches("validation", batch_size=50)][: images // 50]
-        return [batch for batch, _ in zip(data.batches("train", seed=0), range(images // 128), strict=False)]
+            parts = [data.batches(split, batch_size=50, seed=0, **how) for split in ("train", "validation")]
+            return [batch for part in parts for batch in part][: images // 50]
+        return [batch for batch, _ in zip(data.batches("train", seed=0, **how), range(images // 128), strict=False)]
 
 
 NETWORKS = {
@@ -89,11 +96,22 @@ NETWORKS = {
 class Bench:
     """One network with its data, scores and sensitivities."""
 
-    def __init__(self, network: Network, images: int, criteria: Sequence[str], state: Path | None) -> None:
-        self.network = network
+    def __init__(
+        self,
+        network: Network,
+        images: int,
+        criteria: Sequence[str],
+        *,
+        views: int,
+        cache_mb: int,
+        state: Path | None,
+    ) -> None:
+        self.network, self.cache_mb = network, cache_mb
         self.model = checkpoint.build(network.reference, network.weights)
         data = checkpoint.load_data(network.data, network.options)
         self.calibration = network.calibration(data, images)
+        more = [network.calibration(data, images, view) for view in range(1, views + 1)]
+        self.repair_batches = [*self.calibration, *(batch for view in more for batch in view)]
         self.test = data.batches("test", batch_size=100)
         self.example = self.calibration[0][0][:1]
         self.graph = channel_graph(self.model, self.example)
@@ -149,7 +167,7 @@ class Bench:
     def _ranked(self, group: ChannelGroup, criterion: str) -> bool:
         return not group.refusal and group.name in self.scores[criterion]
 
-    def repaired(self, criterion: str, budget: float, methods: Sequence[str], steps: int) -> list[str]:
+    def repaired(self, criterion: str, budget: float, methods: Sequence[str], steps: int, match: int) -> list[str]:
         """Cut by a criterion: one line of the note per repair."""
         widths, scores = self.widths(criterion, budget), self.scores[criterion]
         kept = {name: tuple(sorted(scores[name].topk(width).indices.tolist())) for name, width in widths.items()}
@@ -159,17 +177,20 @@ class Bench:
         smaller, lines = prune(self.model, plan), []
         mended, before = smaller, 0.0
         for method in methods:
-            model, start = copy.deepcopy(smaller), time.perf_counter()
-            arguments = (self.model, self.graph, plan.kept(), self.calibration)
-            if method == "reconstruct" and "compensate" in methods[: methods.index(method)]:
+            start, model = time.perf_counter(), copy.deepcopy(smaller)
+            arguments = (self.model, self.graph, plan.kept(), self.repair_batches)
+            if method == "match":  # after what came before
+                model, start = copy.deepcopy(mended), start - before
+                match_predictions(model, *arguments, blocks=match, cache_mb=self.cache_mb)
+            elif method == "reconstruct" and "compensate" in methods[: methods.index(method)]:
                 # What `repair` does, without doing its first half again.
                 model, start = mended, start - before
-                reconstruct(model, *arguments, steps=steps)
+                reconstruct(model, *arguments, steps=steps, cache_mb=self.cache_mb)
             else:
-                repair(model, *arguments, method=method, steps=steps)  # type: ignore[arg-type]
+                repair(model, *arguments, method=method, steps=steps, cache_mb=self.cache_mb)  # type: ignore[arg-type]
             seconds = time.perf_counter() - start
             lines.append(self.row(criterion, "measured" if budget else "uniform", model, method, seconds))
-            if method == "compensate":
+            if method in ("compensate", "reconstruct"):
                 mended, before = model, seconds
         return lines
 
@@ -192,6 +213,9 @@ def main() -> None:
     parser.add_argument("--measured", default="l2", help="criterion at measured widths")
     parser.add_argument("--budgets", nargs="*", type=float, default=[2.1, 2.6], help="fewer MACs, measured widths")
     parser.add_argument("--methods", nargs="+", default=["none", "batch_norm", "compensate", "reconstruct"])
+    parser.add_argument("--views", type=int, default=0, help="of the calibration images, which repair sees as well")
+    parser.add_argument("--match", type=int, default=6, help='blocks of the method "match", counted from the output')
+    parser.add_argument("--cache-mb", type=int, default=2048, help="memory for maps")
     parser.add_argument("--control-methods", nargs="+", default=["none", "compensate"], help="at uniform widths")
     parser.add_argument("--plain", nargs="*", type=float, default=[2.1], help="fewer MACs, torch-pruning as it comes")
     parser.add_argument("--steps", type=int, default=200, help="of reconstruct, per block")
@@ -201,7 +225,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     needed = [*options.criteria, *([options.measured] if options.budgets else [])]
-    bench = Bench(NETWORKS[options.network], options.images, needed, options.state)
+    bench = Bench(
+        NETWORKS[options.network],
+        options.images,
+        needed,
+        views=options.views,
+        cache_mb=options.cache_mb,
+        state=options.state,
+    )
     lines = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.repair {' '.join(sys.argv[1:])}")
     lines += ["| filters kept by | widths | fewer MACs | repair | test accuracy | s | forward passes |"]
     lines += ["|---|---|---|---|---|---|---|", bench.row("all", "full", bench.model, "none", 0.0)]
@@ -212,13 +243,13 @@ def main() -> None:
             options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     for budget in options.budgets:
-        for line in bench.repaired(options.measured, budget, options.methods, options.steps):
+        for line in bench.repaired(options.measured, budget, options.methods, options.steps, options.match):
             write(line)
     for budget in options.plain:
         for name in ("l2", "taylor"):
             write(bench.as_it_comes(name, budget))
     for criterion in options.criteria:
-        for line in bench.repaired(criterion, 0, options.control_methods, options.steps):
+        for line in bench.repaired(criterion, 0, options.control_methods, options.steps, options.match):
             write(line)
     took = "; ".join(f"{what}: {seconds:.0f} s" for what, seconds in bench.seconds.items())
     write(f"\n{took}. One forward pass of the unpruned network over\nthe calibration images: {bench.forward:.2f} s.")

@@ -74,18 +74,17 @@ class Choosing(Workspace):
 
     @cached_property
     def repair_batches(self) -> list[tuple[Tensor, Tensor]]:
-        """What repair looks at: the calibration batches, and views of the split's images, changed as in training."""
+        """What repair looks at: the calibration batches, and views, with each image where it is there."""
         wanted, run = self.settings.calibration, self.settings.run
         if wanted.views and self.data.augment is None:
             raise UserError(
                 f"[calibration] views = {wanted.views}, but '{self.data.name}' changes no images at random; set views "
                 "to 0, or give the data an augmentation"
             )
-        batches = self.data.batches(
-            wanted.split, batch_size=wanted.batch_size, seed=run.seed + 1, augment=True, device=self.device
-        )
-        rounds = [zip(range(wanted.batches), batches, strict=False) for _ in range(wanted.views)]
-        return [*self.calibration, *(pair for some in rounds for _, pair in some)]
+        how: dict[str, Any] = {"batch_size": wanted.batch_size, "seed": run.seed, "device": self.device}
+        views = [self.data.batches(wanted.split, augment=True, view=v + 1, **how) for v in range(wanted.views)]
+        more = [pair for view in views for _, pair in zip(range(wanted.batches), view, strict=False)]
+        return [*self.calibration, *more]
 
     def findings(self) -> list[Finding]:
         """What all analyses of the recipe found."""

@@ -79,7 +79,7 @@ class Run(Choosing):
         options = self.settings.verbs["repair"]
         made_from = self.made_from(options, self._file("pruned"))
         # Gradient steps and running statistics are no sums: those methods are the first process's alone.
-        shared = options["method"] == "compensate"
+        shared = options["method"] == "compensate" and not options["match"]
 
         def make() -> None:
             model = copy.deepcopy(self._model("pruned"))

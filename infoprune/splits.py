@@ -41,6 +41,7 @@ class Batches:
         seed: shuffles when given; two objects with the same seed give the same order.
         device: where the batches go.
         workers: loader processes; ignored for a `TensorDataset`.
+        view: another number, other random changes, in the same order.
         shared: under torchrun, gives every process its part of each batch. Where batches are shuffled, to be learnt
             from, all get equally many samples, for which a few may come twice; otherwise every sample comes once.
         collate: makes `(images, labels)` of a list of samples, where torch's own way will not do.
@@ -62,12 +63,13 @@ class Batches:
         seed: int | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        view: int = 0,
         shared: bool = False,
         collate: Collate | None = None,
     ) -> None:
         self.collate = collate
         self.dataset, self.prepare, self.augment = dataset, prepare, augment
-        self.seed, self.device, self.workers = seed, torch.device(device), workers
+        self.seed, self.device, self.workers, self.view = seed, torch.device(device), workers, view
         self.rank, self.world = (distributed.rank(), distributed.world()) if shared else (0, 1)
         self.batch_size = -(-batch_size // self.world)
         self.epoch = 0
@@ -80,7 +82,8 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self._seed())
         # Every process shuffles alike, and then takes other samples and changes them otherwise.
-        changes = torch.Generator().manual_seed(self._seed() + self.rank * 1_000_003) if self.rank else generator
+        other = self.rank + self.world * self.view
+        changes = torch.Generator().manual_seed(self._seed() + other * 1_000_003) if other else generator
         self.epoch += 1
         with _reading(self.dataset):
             for images, labels in self._loader(generator):
@@ -215,6 +218,7 @@ class Data:
         seed: int | None = None,
         augment: bool = False,
         device: torch.device | str = "cpu",
+        view: int = 0,
         shared: bool = False,
     ) -> Batches:
         """The batches of one split; see `Batches`."""
@@ -226,6 +230,7 @@ class Data:
             seed=seed,
             device=device,
             workers=self.workers,
+            view=view,
             shared=shared,
             collate=self.collate,
         )

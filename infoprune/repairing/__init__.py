@@ -1,7 +1,7 @@
 """Brings accuracy back after pruning without labels and without training."""
 
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from infoprune.errors import UserError
 from infoprune.modes import mode_kept
 from infoprune.repairing.compensating import POSITIONS, Repair, Scope, check_finite, compensate, first_images
 from infoprune.repairing.lockstep import NORMS, Batches
+from infoprune.repairing.matching import match_predictions
 from infoprune.repairing.reconstructing import reconstruct
 
 Method = Literal["reconstruct", "compensate", "batch_norm", "none"]
@@ -32,6 +33,9 @@ def repair(
     inputs_limit: int = 8192,
     steps: int = 200,
     learning_rate: float = 1e-3,
+    match: int = 0,
+    match_steps: int = 100,
+    match_rate: float = 2e-5,
     seed: int = 0,
 ) -> Repair:
     """Repairs a pruned network in place from calibration images without labels.
@@ -56,38 +60,35 @@ def repair(
             normal matrices of k inputs take 24·k² bytes.
         steps: of "reconstruct": gradient steps per block.
         learning_rate: of "reconstruct": Adam's, falling to 0 along a cosine.
-        seed: of "reconstruct": order of the images.
+        match: the number of blocks, counted from the output, that then take gradient steps together towards the
+            unpruned network's predictions, without labels; 0 for none.
+        match_steps: their number.
+        match_rate: Adam's for them; small, since few images are soon learnt by heart.
+        seed: of gradient steps: order of the images.
 
     Raises:
         UserError: for no batches, NaN or infinite activations, options out of range, or networks that do not fit
             `graph` and `kept`.
     """
     least = {"positions": positions, "cache_mb": cache_mb, "inputs_limit": inputs_limit, "steps": steps}
-    for name, value in {**least, "learning_rate": learning_rate}.items():
+    least |= {"match": match, "match_steps": match_steps}
+    for name, value in {**least, "learning_rate": learning_rate, "match_rate": match_rate}.items():
         if not value >= 0:
             raise UserError(f"{name} is {value}; expected 0 or more")
+    if method not in get_args(Method):
+        raise UserError(f"method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
+    arguments, done = (pruned, teacher, graph, kept, batches, on_step), Repair()
     if method in ("compensate", "reconstruct"):
-        arguments = (pruned, teacher, graph, kept, batches)
-        done = compensate(
-            *arguments,
-            on_step,
-            scope=scope,
-            ridge=ridge,
-            positions=positions,
-            cache_mb=cache_mb,
-            inputs_limit=inputs_limit,
-        )
-        if method == "reconstruct":
-            more = reconstruct(
-                *arguments, on_step, steps=steps, learning_rate=learning_rate, cache_mb=cache_mb, seed=seed
-            )
-            done = Repair((*done.layers, *more.layers), (*done.notes, *more.notes))
-        return done
+        refit: dict[str, Any] = {"scope": scope, "ridge": ridge, "positions": positions, "inputs_limit": inputs_limit}
+        done += compensate(*arguments, cache_mb=cache_mb, **refit)
+    if method == "reconstruct":
+        done += reconstruct(*arguments, steps=steps, learning_rate=learning_rate, cache_mb=cache_mb, seed=seed)
     if method == "batch_norm":
         recalibrate(pruned, batches, on_step)
-    elif method != "none":
-        raise UserError(f"method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
-    return Repair()
+    if match:
+        how: dict[str, Any] = {"blocks": match, "steps": match_steps, "learning_rate": match_rate}
+        done += match_predictions(*arguments, cache_mb=cache_mb, seed=seed, **how)
+    return done
 
 
 def recalibrate(model: nn.Module, batches: Batches, on_step: Callable[[int, int], None] | None = None) -> None:

@@ -27,13 +27,13 @@ class LayerRepair:
     Attributes:
         layer: its dotted name.
         target: "sum" where it took in the shortcut's error, "norm" for the response behind its batch norm, "output"
-            for its own output; "block" where gradient steps mended the block that ends with this layer.
+            for its own; of gradient steps on what ends here, "block", or "predictions" with errors in nats.
         strength: ridge strength, relative to the mean variance of the inputs; infinite where nothing was better.
         error_before, error_after: mean squared error on held-out samples, over the target's mean square.
     """
 
     layer: str
-    target: Literal["sum", "norm", "output", "block"]
+    target: Literal["sum", "norm", "output", "block", "predictions"]
     strength: float
     error_before: float
     error_after: float
@@ -45,6 +45,9 @@ class Repair:
 
     layers: tuple[LayerRepair, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __add__(self, other: "Repair") -> "Repair":
+        return Repair((*self.layers, *other.layers), (*self.notes, *other.notes))
 
 
 def compensate(

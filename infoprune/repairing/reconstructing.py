@@ -2,38 +2,19 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from infoprune.artifacts import ChannelGraph
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
 from infoprune.repairing.compensating import LAYERS, LayerRepair, Repair, check_finite, first_images, kept_outputs
 from infoprune.repairing.lockstep import NORMS, Batches, Values, Walker
+from infoprune.repairing.stepping import Block, Task, entry_of, settle, train
 
-HELD_OUT = 8  # every eighth sample decides whether a block's new weights are better
 LAYERS_PER_BLOCK = 2  # a producer and its consumer: one layer alone is what the closed form has done already
 COPIES = 2  # of what a block reads and puts out: on its way from block to block, and joined over the batches
-
-
-@dataclass(frozen=True)
-class Block:
-    """Part of the graph with one value going in and one coming out.
-
-    Attributes:
-        start, stop: positions of its first node and of the one behind its last.
-        modules: dotted names of its layers and norms.
-        channels: the teacher's channels that its output keeps.
-    """
-
-    start: int
-    stop: int
-    modules: tuple[str, ...]
-    channels: tuple[int, ...]
 
 
 def find_blocks(walker: Walker, model: nn.Module, outputs: Mapping[str, Sequence[int]]) -> list[Block]:
@@ -108,16 +89,17 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     done: list[LayerRepair] = []
     with evaluating(pruned), evaluating(teacher):
-        given, own = (_traced(model, graph.removed) for model in (teacher, pruned))
+        given, own = (traced(model, graph.removed) for model in (teacher, pruned))
         blocks, at = find_blocks(own, pruned, outputs), 1
-        images, notes = _fitting(batches, own, blocks, cache_mb << 20, device)
+        images, notes = fitting(batches, own, blocks, cache_mb << 20, device)
+        places = torch.cat([torch.arange(len(part)) for part in images])
         states = [({given.nodes[0]: part}, {own.nodes[0]: part}) for part in images]
         for count, block in enumerate(blocks, start=1):
             read, wanted = _advance((given, own), states, at, block)
-            task = _Task(own, block, read, wanted)
+            task = Task(own, block, read, wanted, places)
             if task.fits():
-                errors = _train(task, pruned, steps, learning_rate, step_samples, generator)
-                _settle(task, pruned, step_samples)
+                errors = train(task, pruned, steps, learning_rate, step_samples, generator)
+                settle(task, pruned, step_samples)
                 done.append(LayerRepair(block.modules[-1], "block", 0.0, *errors))
             with torch.no_grad():
                 for _, values in states:
@@ -128,14 +110,14 @@ def reconstruct(
     return Repair(tuple(done), notes)
 
 
-def _fitting(
+def fitting(
     batches: Batches, walker: Walker, blocks: Sequence[Block], cache_bytes: int, device: torch.device
 ) -> tuple[list[Tensor], tuple[str, ...]]:
     """The first images, as many as have maps at the borders of blocks that fit, and a note where some do not."""
     given = [images for images, _ in batches if len(images)]
     with torch.no_grad():
         shapes = walker.shapes(given[0][:1].to(device))
-    sizes = [_entry(walker, block) for block in blocks], [walker.nodes[block.stop - 1] for block in blocks]
+    sizes = [entry_of(walker, block) for block in blocks], [walker.nodes[block.stop - 1] for block in blocks]
     numbers = [[math.prod(shapes[walker.positions[node]] or ()) for node in nodes] for nodes in sizes]
     largest = max((sum(pair) for pair in zip(*numbers, strict=True)), default=1)
     count, total = cache_bytes // (COPIES * given[0].element_size() * largest), sum(map(len, given))
@@ -153,7 +135,7 @@ def _fitting(
     )
 
 
-def _traced(model: nn.Module, leaves: Collection[str]) -> Walker:
+def traced(model: nn.Module, leaves: Collection[str]) -> Walker:
     try:
         return Walker(model, leaves)
     except Exception as error:  # Tracing fails in as many ways as there are models.
@@ -171,119 +153,10 @@ def _advance(
         for given, own in states:
             teacher.run(given, None, at, block.stop)
             pruned.run(own, None, at, block.start)
-    entry, last = _entry(pruned, block), teacher.nodes[block.stop - 1]
+    entry, last = entry_of(pruned, block), teacher.nodes[block.stop - 1]
     wanted = torch.cat([given[last] for given, _ in states])
     if wanted.shape[1] > len(block.channels):
         wanted = wanted.index_select(1, torch.tensor(block.channels, device=wanted.device))
     read = torch.cat([own[entry] for _, own in states])
     check_finite(block.modules[0], read, wanted)
     return read, wanted
-
-
-def _entry(walker: Walker, block: Block) -> fx.Node:
-    """The one value that a block reads."""
-    nodes: list[fx.Node] = [node for node in walker.nodes[: block.start] if node.op != "get_attr"]
-    return [node for node in nodes if walker.last_use[node] >= block.start][-1]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A block with what it reads and what it should put out, `samples x …`."""
-
-    walker: Walker
-    block: Block
-    read: Tensor
-    wanted: Tensor
-
-    def output(self, index: Tensor) -> Tensor:
-        values: Values = {_entry(self.walker, self.block): self.read[index]}
-        self.walker.run(values, None, self.block.start, self.block.stop)
-        result: Tensor = values[self.walker.nodes[self.block.stop - 1]]
-        return result
-
-    def error(self, index: Tensor) -> Tensor:
-        """Mean squared error over the target's mean square."""
-        wanted = self.wanted[index]
-        return F.mse_loss(self.output(index), wanted) / wanted.square().mean().clamp_min(1e-12)
-
-    def fits(self) -> bool:
-        """Whether the two networks' values can be compared: a flattened map's channels are not told apart here."""
-        with torch.no_grad():
-            return self.output(torch.tensor([0])).shape[1:] == self.wanted.shape[1:]
-
-
-def _train(
-    task: _Task, pruned: nn.Module, steps: int, rate: float, step_samples: int, generator: torch.Generator
-) -> tuple[float, float]:
-    """Adam on one block; the weights as they were come back where held-out samples do not gain."""
-    every = torch.arange(len(task.read))
-    mask = every % HELD_OUT == HELD_OUT - 1
-    held_out, train = (every[mask], every[~mask]) if bool(mask.any()) else (every, every)
-    parameters = [p for name in task.block.modules for p in pruned.get_submodule(name).parameters()]
-    leaves = [p.detach().clone() for p in parameters]
-    states = [(p.requires_grad, p.grad) for p in parameters]
-    before = _mean_error(task, held_out, step_samples)
-    optimizer = torch.optim.Adam(parameters, lr=rate)
-    order = train[:0]
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
-        if len(order) < min(step_samples, len(train)):
-            order = train[torch.randperm(len(train), generator=generator)]
-        index, order = order[:step_samples], order[step_samples:]
-        with torch.enable_grad():
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            gradients = torch.autograd.grad(task.error(index), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    for parameter, (trainable, own) in zip(parameters, states, strict=True):
-        parameter.requires_grad_(trainable).grad = own
-    after = _mean_error(task, held_out, step_samples)
-    if not after < before:
-        after = before
-        with torch.no_grad():
-            for parameter, leaf in zip(parameters, leaves, strict=True):
-                parameter.copy_(leaf)
-    return before, after
-
-
-def _mean_error(task: _Task, index: Tensor, samples: int) -> float:
-    total = 0.0
-    with torch.no_grad():
-        for start in range(0, len(index), samples):
-            part = index[start : start + samples]
-            total += float(task.error(part)) * len(part)
-    return total / len(index)
-
-
-def _settle(task: _Task, pruned: nn.Module, samples: int) -> None:
-    """Makes the statistics of the block's norms the true ones again, and the affine terms such that nothing changes.
-
-    Training moved the weights under statistics that stood still; a later training in training mode would find others.
-    """
-    norms: list[Any] = [pruned.get_submodule(name) for name in task.block.modules]
-    norms = [norm for norm in norms if isinstance(norm, NORMS) and norm.affine and norm.track_running_stats]
-    sums = {norm: norm.weight.new_zeros(2, norm.num_features, dtype=torch.float64) for norm in norms}
-    counts = dict.fromkeys(norms, 0)
-
-    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].transpose(0, 1).flatten(1).double()
-        sums[norm] += torch.stack([rows.sum(1), rows.square().sum(1)])
-        counts[norm] += rows.shape[1]
-
-    handles = [norm.register_forward_pre_hook(note) for norm in norms]
-    try:
-        _mean_error(task, torch.arange(len(task.read)), samples)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for norm, total in sums.items():
-        mean, square = total / counts[norm]
-        variance = (square - mean.square()).clamp_min(0)
-        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        with torch.no_grad():
-            norm.bias.add_(scale * (mean - norm.running_mean))
-            norm.weight.copy_(scale * (variance + norm.eps).sqrt())
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
