@@ -203,5 +203,5 @@ def test_the_promised_recipes_are_listed_with_a_line_each() -> None:
     lines = json.loads(call("recipes", "--json").stdout)
     promised = ["digits", "lenet5_mnist", "resnet20_cifar10", "resnet56_cifar10", "vgg16_cifar10", "alexnet_fruits360"]
     assert {*promised, "mobilenetv2_nips2017", "resnet50_imagenet"} <= lines.keys()
-    assert all(20 < len(line) < 140 for line in lines.values())
+    assert all(20 < len(line) < 110 for line in lines.values())
     assert call("recipes", "-q").stdout.split() == list(lines)
