@@ -12,6 +12,7 @@ from torch import nn
 from infoprune import checkpoint, registry
 from infoprune.artifacts import ModelReference
 from infoprune.errors import UserError
+from infoprune.exporting import export
 from infoprune.pruning import channel_graph
 from infoprune.splits import Data
 
@@ -54,6 +55,13 @@ def test_model_checkpoints_give_the_same_outputs(reference: ModelReference, tmp_
     checkpoint.save(tmp_path / "model.safetensors", model, reference)
     with torch.no_grad():
         assert torch.equal(checkpoint.load(tmp_path / "model.safetensors")(example), model(example))
+
+
+def test_models_are_written_as_python(reference: ModelReference, tmp_path: Path) -> None:
+    if reference.name in NOT_PRUNABLE:
+        pytest.skip("it asks for the smallest number of the input's type, which no trace records")
+    row = export(checkpoint.build(reference), example_for(reference), tmp_path, formats=["source"])[1]
+    assert row.max_rel_difference <= 1e-6
 
 
 def folder_of_images(root: Path) -> Path:

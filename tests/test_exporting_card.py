@@ -1,16 +1,20 @@
 """The model card says what was measured, and nothing that a user named can be more than text in it."""
 
+import html
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from infoprune import pipeline, recipe, store
 from infoprune.artifacts import GroupPlan, Latency, ModelReference, Plan, StageMetrics, Verification
 from infoprune.artifacts.exports import ExportResult
 from infoprune.errors import RunError
-from infoprune.exporting.card import Origin, model_card
+from infoprune.exporting.card import Origin, model_card, plain
 
 EVIL = "<script>alert(1)</script> | `x` ![a](http://b) <img src=x onerror=alert(1)>\n\n# head"
 FILE = ExportResult("state_dict", "float16", Path("export/model-float16.safetensors"), 1234, 0.1, 0.01, (4,), 0.875)
@@ -56,6 +60,17 @@ def test_a_users_words_are_text_for_every_reader() -> None:
     assert rendered.count("<h1>") == 1
     assert rendered.count("<h2>") == model_card(origin("mine"), [FILE]).count("\n## ")
     assert rendered.count("<td") == MarkdownIt().enable("table").render(model_card(origin("x"), [FILE])).count("<td")
+
+
+@given(st.text())
+def test_any_text_is_one_cell_and_no_tag(text: str) -> None:
+    rendered = (
+        MarkdownIt("commonmark", {"html": True}).enable("table").render(f"| a | b |\n|---|---|\n| x | {plain(text)} |")
+    )
+    assert set(re.findall(r"<(\w+)", rendered)) == {"table", "thead", "tbody", "tr", "th", "td"}
+    assert rendered.count("<td>") == 2
+    shown = html.unescape(re.findall(r"<td>(.*?)</td>", rendered, re.DOTALL)[1])
+    assert shown.split() == text.replace("\0", "\ufffd").split()
 
 
 QUICK = ["finetune.epochs=0", "plan.allocation=uniform", "calibration.batches=2", "evaluate.latency_repeats=2"]

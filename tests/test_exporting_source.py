@@ -4,11 +4,13 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 from infoprune import checkpoint
 from infoprune.artifacts import GroupPlan, ModelReference, Plan
@@ -83,7 +85,7 @@ class Everything(nn.Module):
         tokens = self.attention(tokens, tokens, tokens, need_weights=False)[0] + torch.tensor([0.5, 1.0, 0.0, 2.0])
         if targets is not None:
             tokens = tokens + targets
-        maps = tokens.transpose(1, 2).reshape(len(images) if False else images.shape[0], -1, 8, 8)
+        maps = tokens.transpose(1, 2).reshape(len(images), -1, 8, 8)
         return {"out": self.head(F.dropout(maps, 0.5, training=self.training))}
 
 
@@ -93,6 +95,20 @@ def test_parameters_buffers_constants_and_default_arguments_are_written_out(tmp_
     assert "padding_mode='reflect'" in text
     assert "persistent=False" in text
     assert "def forward(self, images):" in text
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "vit_b_16", "lraspp_mobilenet_v3_large"])
+def test_torchvisions_networks_are_written_with_torch_alone(name: str) -> None:
+    with torch.device("meta"):  # shapes without numbers
+        options = {"weights_backbone": None} if name.startswith("lraspp") else {}
+        model = models.get_model(name, weights=None, **options).eval()
+        names: dict[str, Any] = {"__file__": "model.py"}
+        exec(source(model, torch.zeros(1, 3, 224, 224), "model.safetensors"), names)
+        network = names["Network"]()
+    assert "torchvision" not in names
+    assert not any("torchvision" in str(getattr(value, "__module__", "")) for value in names.values())
+    shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (model, network)]
+    assert shapes[0] == shapes[1]
 
 
 class Branching(nn.Module):

@@ -19,8 +19,9 @@ from infoprune.exporting import sourcing, traced
 from infoprune.exporting.agreement import TOLERANCE, Run, batches_of, compare, outputs_of
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Format = Literal["state_dict", "source", "onnx", "program", "int8", "int8_dynamic"]
 
-FILES = {
+FILES: dict[Format, str] = {
     "state_dict": "model.safetensors",
     "source": "model.py",
     "onnx": "model.onnx",
@@ -36,7 +37,7 @@ DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 class _Job:
     """One file to be written: its format, the precision of what is in it, its name."""
 
-    format: str
+    format: Format
     dtype: str
     name: str
 
@@ -53,7 +54,7 @@ def export(
     header: Mapping[str, str] | None = None,
     card: Callable[[Sequence[ExportResult], str], str] | None = None,
     *,
-    formats: list[str] = ["state_dict", "onnx"],  # noqa: B006  a recipe's list, shown as the default, never written to
+    formats: list[Format] = ["state_dict", "onnx"],  # noqa: B006  a recipe's list, shown as the default, never written to
     dtypes: list[Dtype] = ["float32"],  # noqa: B006
     license: str = "",
 ) -> Exports:
@@ -99,7 +100,11 @@ def export(
     with _scratch(Path(directory)) as scratch:
         for job in jobs:
             path = scratch / job.name
-            run = _write(job, path, twin, program, images, header, jobs)
+            if job.format == "source":
+                weights = next(each.name for each in jobs if each.format == "state_dict")
+                run = sourcing.write_source(path, copy.deepcopy(twin), example, weights)
+            else:
+                run = _write(job, path, twin, program, images, header)
             absolute, relative = compare(str(job), run, batches, expected, TOLERANCE[job.dtype])
             accuracy = None
             if score is not None and job.dtype != "float32" and isinstance(run, nn.Module):
@@ -134,12 +139,8 @@ def _write(
     program: ExportedProgram | None,
     images: Iterable[Tensor],
     header: Mapping[str, str] | None,
-    jobs: Sequence[_Job],
 ) -> Run:
     """Writes one file and returns what it computes when it is read again."""
-    if job.format == "source":
-        weights = next(each.name for each in jobs if each.format == "state_dict")
-        return sourcing.write_source(path, copy.deepcopy(twin), next(iter(images))[:1], weights)
     if program is None or job.format == "state_dict":
         return _write_state_dict(path, twin, job.dtype, header)
     if job.format == "program":
@@ -175,7 +176,7 @@ def _scratch(directory: Path) -> Iterator[Path]:
         raise UserError(f"cannot write to {directory}: {error}; choose another directory or free it") from error
 
 
-def _jobs(example: Tensor, formats: Sequence[str], dtypes: Sequence[str]) -> list[_Job]:
+def _jobs(example: Tensor, formats: Sequence[Format], dtypes: Sequence[str]) -> list[_Job]:
     """The files asked for, checked."""
     if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
         came = f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
@@ -187,7 +188,7 @@ def _jobs(example: Tensor, formats: Sequence[str], dtypes: Sequence[str]) -> lis
             if name not in known:
                 raise UserError(f"no export {what} {name!r}{did_you_mean(name, known)}")
     jobs: list[_Job] = []
-    wanted = dict.fromkeys(formats)
+    wanted: dict[Format, None] = dict.fromkeys(formats)
     if "source" in wanted:
         wanted = {"state_dict": None, **wanted}  # without weights it would be of no use
     for name in wanted:

@@ -8,7 +8,8 @@ import inspect
 import json
 import re
 import runpy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,7 +103,8 @@ def source(model: nn.Module, example: Tensor, weights: str) -> str:
     """
     layers = {name: _constructor(module) for name, module in model.named_modules() if _is_layer(module)}
     found = {name: text for name, text in layers.items() if text}
-    graph = _Tracer(found).trace(model, concrete_args=_defaults(model))
+    with _lengths(model):
+        graph = _Tracer(found).trace(model, concrete_args=_defaults(model))
     _tidy(graph)
     code = graph.python_code("self")
     body = re.sub(r";  (\w+ = )+None$", "", code.src, flags=re.MULTILINE)  # frees memory early, at the cost of reading
@@ -133,6 +135,26 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return qualified_name in self.layers
+
+
+@contextmanager
+def _lengths(model: nn.Module) -> Iterator[None]:
+    """Makes `len(images)` the recorded `images.shape[0]` in the files of the model's classes: Python wants a number."""
+
+    def length(value: Any) -> Any:
+        shape: Any = value.shape if isinstance(value, fx.Proxy) else (len(value),)
+        return shape[0]
+
+    forwards: list[Any] = [inspect.unwrap(type(module).forward) for module in model.modules()]
+    files = {id(each.__globals__): each.__globals__ for each in forwards}
+    patched = [names for names in files.values() if "len" not in names]
+    for names in patched:
+        names["len"] = length
+    try:
+        yield
+    finally:
+        for names in patched:
+            del names["len"]
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

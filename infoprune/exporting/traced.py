@@ -140,7 +140,7 @@ class OnnxModel(nn.Module):
         self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        outputs = [torch.from_numpy(each) for each in self.session.run(None, {"input": images.numpy()})]
+        outputs = [torch.from_numpy(each) for each in self.session.run(None, {"input": images.cpu().numpy()})]
         return outputs[0] if len(outputs) == 1 else outputs
 
 
