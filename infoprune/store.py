@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from infoprune.errors import UserError, shortages
 
 SAFETENSORS = ".safetensors"
-SCRATCH = ".export-"  # folders in which files are written and tried before they get their names
+SCRATCH = (".export-", ".report-")  # folders in which files are written and tried before they get their names
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
