@@ -44,7 +44,7 @@ def test_predictions_come_nearer(pair: Pair) -> None:
     model, pruned, rest = pair
     images = torch.cat([images for images, _ in rest[2]])
     before, weights = divergence(pruned, model, images), copy.deepcopy(model.state_dict())
-    report = match_predictions(pruned, model, *rest, blocks=2, steps=40, learning_rate=1e-2)
+    report = match_predictions(pruned, model, *rest, blocks=2, steps=40, learning_rate=1e-3)
     assert divergence(pruned, model, images) < 0.7 * before
     (row,) = report.layers
     assert row.target == "predictions"

@@ -62,8 +62,8 @@ def repair(
         learning_rate: of "reconstruct": Adam's, falling to 0 along a cosine.
         match: the number of blocks, counted from the output, that then take gradient steps together towards the
             unpruned network's predictions, without labels; 0 for none.
-        match_steps: their number.
-        match_rate: Adam's for them; small, since few images are soon learnt by heart.
+        match_steps: their number in each of three rounds.
+        match_rate: Adam's in the first round, five times as large in each further one; the best weights count.
         seed: of gradient steps: order of the images.
 
     Raises:

@@ -14,6 +14,9 @@ from infoprune.repairing.reconstructing import find_blocks, fitting, traced
 from infoprune.repairing.stepping import Block, Predictions, entry_of, settle, train
 
 LOOKS = 8  # at the held-out divergence, the best of which counts: few images are soon learnt by heart
+# Rates are tried one after the other, each from the best weights so far: a folded MobileNetV2 with 500 images gains at
+# the first alone, a CIFAR ResNet with 1,024 at the later ones.
+RATES = (1, 5, 25)
 
 
 def match_predictions(
@@ -35,8 +38,8 @@ def match_predictions(
 
     What no repair of single responses sees: which errors the logits are sensitive to, and how those of several blocks
     add up. Adam lowers KL(unpruned ‖ pruned) over the classes (the distillation of Hinton et al., 1503.02531, section
-    2, at temperature 1 and without labels) on maps that are computed once, with batch norms in evaluation mode. The
-    rate is small and the best of a few looks at held-out samples counts.
+    2, at temperature 1 and without labels) on maps that are computed once, with batch norms in evaluation mode. Three
+    rounds take steps at rising rates, and the best of a few looks at held-out samples counts.
 
     Memory: what the first of the blocks reads, for as many images as `cache_mb` allows, and what backpropagation
     through the blocks keeps for `step_samples` images.
@@ -47,10 +50,10 @@ def match_predictions(
         graph: channel groups of the teacher.
         kept: kept channels per group, in the teacher's coordinates.
         batches: pairs of images and anything; iterated once.
-        on_step: told that 1 of 1 is done.
+        on_step: told after each round the number of rounds done and of all.
         blocks: how many, counted from the output; all where there are fewer.
-        steps: gradient steps.
-        learning_rate: Adam's, falling to 0 along a cosine.
+        steps: gradient steps per round.
+        learning_rate: Adam's in the first round, five times as large in each further one, falling to 0 along a cosine.
         step_samples: images per step.
         cache_mb: memory for maps, in MiB; images whose maps do not fit are left out, which a note says.
         seed: of the order of the images.
@@ -87,8 +90,10 @@ def match_predictions(
         places = torch.cat([torch.arange(len(part)) for part in images])
         task = Predictions(own, tail, torch.cat(read), torch.cat(wanted), places)
         generator = torch.Generator().manual_seed(seed)
-        errors = train(task, pruned, steps, learning_rate, step_samples, generator, LOOKS)
+        errors: list[float] = []
+        for done, factor in enumerate(RATES, start=1):
+            errors += train(task, pruned, steps, factor * learning_rate, step_samples, generator, LOOKS)
+            if on_step is not None:
+                on_step(done, len(RATES))
         settle(task, pruned, step_samples)
-        if on_step is not None:
-            on_step(1, 1)
-    return Repair((LayerRepair(modules[-1], "predictions", 0.0, *errors),), notes)
+    return Repair((LayerRepair(modules[-1], "predictions", 0.0, errors[0], errors[-1]),), notes)
