@@ -136,8 +136,8 @@ def processing(finding: Finding, layers: Sequence[str]) -> list[Drawing]:
 def _inequalities(finding: Finding, path: Sequence[str]) -> list[Drawing]:
     terms = (
         ("I(X;T), bits", "I(X;T)", "forward violated", NEW),
-        ("I(T;Y), bits", "I(T;Y)", "", SERIES[2]),
-        ("I(δK;δ), bits", "I(δK;δ)", "backward violated", SERIES[3]),
+        ("I(T;Y), bits", "I(T;Y)", "", NEW),
+        ("I(δK;δ), bits", "I(δK;δ)", "backward violated", NEW),
     )
     figure, drawn = panels(3, height=5.2, width=width_for(path))
     for axes, (unit, term, violated, colour) in zip(drawn, terms, strict=True):
