@@ -24,7 +24,7 @@ from infoprune.reporting.canvas import (
     width_for,
 )
 from infoprune.reporting.figures.layerwise import Line, along, lines, rule
-from infoprune.reporting.figures.sheets import Panel, sheets
+from infoprune.reporting.figures.multiples import Panel, sheets
 
 if TYPE_CHECKING:
     from markupsafe import Markup
