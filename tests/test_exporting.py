@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from infoprune import checkpoint, exporting
+from infoprune import checkpoint, exporting, recipe, settings
 from infoprune.artifacts import GroupPlan, ModelReference, Plan, Score
 from infoprune.errors import RunError, UserError
 from infoprune.exporting import FILES, export, traced
@@ -212,6 +212,14 @@ def test_bad_input_is_named(tmp_path: Path, options: dict[str, list[str]], examp
     with pytest.raises(UserError, match=message):
         export(small(), example, tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", ['export.formats=["onx"]', 'export.dtypes=["fp16"]', "export.formats=onnx"])
+def test_a_recipe_is_refused_before_anything_runs(given: str) -> None:
+    with pytest.raises(
+        UserError, match=r"\[export\] (formats|dtypes) = .*: expected list of '(state_dict|float32)' or"
+    ):
+        settings.bind_recipe(recipe.read("digits", [given]))
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:

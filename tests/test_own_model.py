@@ -18,6 +18,7 @@ from infoprune import checkpoint, pipeline, recipe, registry
 from infoprune.artifacts import ModelReference
 from infoprune.errors import UserError
 from infoprune.loaders import from_loaders
+from infoprune.models import torchvision as torchvision_models
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_model"
 QUICK = ["train.epochs=8", "finetune.epochs=0", "plan.allocation=uniform", "evaluate.latency_repeats=2"]
@@ -89,17 +90,18 @@ def test_weights_of_a_users_own_network(suffix: str, tmp_path: Path) -> None:
     assert torch.equal(checkpoint.build(reference, f"mine{suffix}", folder=tmp_path)(images), made(images))
 
 
-def test_weights_by_torchvisions_enum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"])
+def test_weights_by_torchvisions_enum(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     made = published.squeezenet1_1().eval()
     file = tmp_path / "checkpoints" / published.SqueezeNet1_1_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     file.parent.mkdir()
     torch.save(made.state_dict(), file)
-    same = checkpoint.build(
-        ModelReference("torchvision", {"architecture": "squeezenet1_1", "pretrained": "IMAGENET1K_V1"})
-    )
+    same = checkpoint.build(ModelReference("torchvision", {"architecture": "squeezenet1_1", "pretrained": name}))
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(same(images), made(images))
+    with pytest.raises(UserError, match=r"no weights 'ResNet18_Weights[.]DEFAULT' for squeezenet1_1"):
+        torchvision_models.build(architecture="squeezenet1_1", pretrained="ResNet18_Weights.DEFAULT")
 
 
 def test_a_network_of_timm() -> None:

@@ -27,8 +27,9 @@ def build(*, architecture: str, pretrained: str | None = None, classes: int | No
 
     Args:
         architecture: torchvision's name, such as "resnet50" or "lraspp_mobilenet_v3_large".
-        pretrained: name of its weights, such as "IMAGENET1K_V1" or "DEFAULT", which torchvision downloads; or a file
-            (.pth) with a state dict of this network, read with weights_only=True.
+        pretrained: name of its weights, such as "DEFAULT" or "IMAGENET1K_V1" ("ResNet50_Weights.IMAGENET1K_V1" in
+            full), which torchvision downloads; or a file (.pth) with a state dict of this network, read with
+            weights_only=True.
         classes: number of outputs; the weights' own (1000; 21 for segmentation) if not given, any other gets a new,
             untrained last layer.
 
@@ -94,6 +95,7 @@ def _with_weights(architecture: str, pretrained: str, options: dict[str, Any]) -
     from torchvision import models
 
     published = models.get_model_weights(architecture)
+    pretrained = pretrained.removeprefix(f"{published.__name__}.")
     if pretrained not in published.__members__:
         raise UserError(
             f"torchvision has no weights '{pretrained}' for {architecture}"
