@@ -135,7 +135,7 @@ def test_its_l2_is_l2(resnet: tuple[nn.Module, list[tuple[Tensor, Tensor]]]) -> 
         ("compare.criteria=[]", "at least one criterion"),
         ("compare.shares=[]", "expected numbers above 0"),
         ("compare.shares=[2.0]", "expected numbers above 0 and up to 1"),
-        ("compare.seeds=0", "one seed"),
+        ("compare.seeds=0", "1 to 1000 seeds"),
     ],
 )
 def test_wrong_grids(tmp_path: Path, override: str, message: str) -> None:

@@ -208,7 +208,11 @@ def test_mistakes_are_refused_with_a_remedy(tmp_path: Path, override: str, messa
 def test_another_ranking_needs_no_table_of_its_own(tmp_path: Path) -> None:
     job, _ = run(tmp_path, "plan.rank_by=l2", until="plan")
     assert all("l2" in group.reason for group in job.planned.groups)
-    assert sorted(path.stem for path in (tmp_path / "findings").iterdir()) == ["information_bottleneck", "l2"]
+    assert sorted(path.stem for path in (tmp_path / "findings").iterdir()) == [
+        "information_bottleneck",
+        "l2",
+        "response_information",
+    ]
 
 
 def test_training_makes_a_checkpoint_that_serves_as_weights(tmp_path: Path) -> None:

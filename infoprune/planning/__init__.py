@@ -31,7 +31,7 @@ def plan(
     bytes: float | None = None,
     latency: float | None = None,
     latency_ms: float | None = None,
-    rank_by: str | list[str] = "information_bottleneck",
+    rank_by: str | list[str] = "response_information",
     redundancy_by: Sequence[str] = (),
     redundancy_weight: float = 0.5,
     reduce: Reduce = "mean",
