@@ -1,0 +1,93 @@
+"""Equal seeds give equal results, to the last bit; beside the golden results in test_pipeline.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infoprune import pipeline, store
+from infoprune.recipe import read
+
+# Every analysis that a run may have, with a repair that draws positions and a training that augments and shuffles.
+RECIPE = """
+[run]
+batch_size = 64
+[model]
+name = "cifar_resnet"
+depth = 8
+input_channels = 1
+widths = [4, 8, 8]
+[data]
+name = "digits"
+size = 8
+[calibration]
+batches = 2
+batch_size = 32
+[analyses.information_bottleneck]
+permutations = 2
+[analyses.response_information]
+[analyses.energy_propagation]
+[analyses.random]
+[plan]
+rank_by = "information_bottleneck"
+macs = 0.6
+[repair]
+method = "reconstruct"
+steps = 2
+[finetune]
+epochs = 1
+mixup = 0.2
+erasing = 0.2
+[evaluate]
+latency_repeats = 1
+latency_warmup = 0
+[export]
+formats = ["state_dict"]
+"""
+STAGES = ("pruned", "repaired", "finetuned")
+
+
+def run(folder: Path, threads: int, until: str = "evaluate", *overrides: str) -> Path:
+    (folder / "recipe.toml").write_text(RECIPE)
+    out = folder / "run"
+    job = pipeline.Run(read(folder / "recipe.toml", [f"run.threads={threads}", *overrides]), out)
+    job.until(until)
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run with one thread."""
+    before = torch.get_num_threads()
+    yield run(tmp_path_factory.mktemp("one"), 1)
+    torch.set_num_threads(before)
+
+
+def findings(out: Path) -> dict[str, Any]:
+    return {path.name: store.read_json(path) for path in sorted((out / "findings").iterdir())}
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    rows = store.read_json(out / "metrics.json")
+    return {stage: {**row, "latency_ms": None} for stage, row in rows.items() if stage != "made_from"}
+
+
+def test_same_seed_same_machine(one: Path, tmp_path: Path) -> None:
+    """Identical, to the last bit: findings, plan, weights of every stage, metrics."""
+    torch.manual_seed(12345)  # whatever was drawn before
+    torch.rand(7)
+    again = run(tmp_path, 1)
+    assert findings(again) == findings(one)
+    assert store.read_json(again / "plan.json") == store.read_json(one / "plan.json")
+    for stage in STAGES:
+        assert store.file_fingerprint(again / f"{stage}.safetensors") == store.file_fingerprint(
+            one / f"{stage}.safetensors"
+        )
+    assert metrics(again) == metrics(one)
+
+
+def test_another_seed_is_another_run(one: Path, tmp_path: Path) -> None:
+    again = run(tmp_path, 1, "plan", "run.seed=1", "plan.allocation=uniform")
+    assert findings(again) != findings(one)
