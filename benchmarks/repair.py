@@ -111,7 +111,7 @@ class Bench:
         data = checkpoint.load_data(network.data, network.options)
         self.calibration = network.calibration(data, images)
         more = [network.calibration(data, images, view) for view in range(1, views + 1)]
-        self.repair_batches = [*self.calibration, *(batch for view in more for batch in view)]
+        self.views = [batch for view in more for batch in view]
         self.test = data.batches("test", batch_size=100)
         self.example = self.calibration[0][0][:1]
         self.graph = channel_graph(self.model, self.example)
@@ -178,16 +178,25 @@ class Bench:
         mended, before = smaller, 0.0
         for method in methods:
             start, model = time.perf_counter(), copy.deepcopy(smaller)
-            arguments = (self.model, self.graph, plan.kept(), self.repair_batches)
+            models, seen = (self.model, self.graph, plan.kept()), [*self.calibration, *self.views]
             if method == "match":  # after what came before
                 model, start = copy.deepcopy(mended), start - before
-                match_predictions(model, *arguments, blocks=match, cache_mb=self.cache_mb)
+                match_predictions(model, *models, seen, blocks=match, cache_mb=self.cache_mb)
             elif method == "reconstruct" and "compensate" in methods[: methods.index(method)]:
                 # What `repair` does, without doing its first half again.
                 model, start = mended, start - before
-                reconstruct(model, *arguments, steps=steps, cache_mb=self.cache_mb)
+                reconstruct(model, *models, seen, steps=steps, cache_mb=self.cache_mb)
             else:
-                repair(model, *arguments, method=method, steps=steps, cache_mb=self.cache_mb)  # type: ignore[arg-type]
+                repair(
+                    model,
+                    *models,
+                    self.calibration,
+                    None,
+                    self.views,
+                    method=method,
+                    steps=steps,
+                    cache_mb=self.cache_mb,
+                )  # type: ignore[arg-type]
             seconds = time.perf_counter() - start
             lines.append(self.row(criterion, "measured" if budget else "uniform", model, method, seconds))
             if method in ("compensate", "reconstruct"):

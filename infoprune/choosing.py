@@ -73,8 +73,8 @@ class Choosing(Workspace):
         return self.out / "findings" / f"{name.replace(':', '.').replace('/', '.')}.json"
 
     @cached_property
-    def repair_batches(self) -> list[tuple[Tensor, Tensor]]:
-        """What repair looks at: the calibration batches, and views, with each image where it is there."""
+    def views(self) -> list[tuple[Tensor, Tensor]]:
+        """The calibration batches again, as often as asked for, with each image changed at random but in its place."""
         wanted, run = self.settings.calibration, self.settings.run
         if wanted.views and self.data.augment is None:
             raise UserError(
@@ -83,8 +83,7 @@ class Choosing(Workspace):
             )
         how: dict[str, Any] = {"batch_size": wanted.batch_size, "seed": run.seed, "device": self.device}
         views = [self.data.batches(wanted.split, augment=True, view=v + 1, **how) for v in range(wanted.views)]
-        more = [pair for view in views for _, pair in zip(range(wanted.batches), view, strict=False)]
-        return [*self.calibration, *more]
+        return [pair for view in views for _, pair in zip(range(wanted.batches), view, strict=False)]
 
     def findings(self) -> list[Finding]:
         """What all analyses of the recipe found."""
@@ -233,7 +232,8 @@ class Choosing(Workspace):
         """Validation accuracy of a plan's network after repair."""
         model = prune(self.base, chosen)
         options = self.settings.verbs["repair"]
-        repair(model, self.base, self.graph_of(chosen.removed), chosen.kept(), self.repair_batches, **options)
+        graph, kept = self.graph_of(chosen.removed), chosen.kept()
+        repair(model, self.base, graph, kept, self.calibration, None, self.views, **options)
         return self._accuracy(model)
 
     def _accuracy(self, model: nn.Module) -> float:

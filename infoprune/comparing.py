@@ -105,7 +105,7 @@ class Comparison:
             if self.options.cut:
                 scores["cut"] = self._accuracy(model, "test")
             graph = job.graph_of(chosen.removed)
-            repair(model, job.base, graph, chosen.kept(), job.repair_batches, **verbs["repair"])
+            repair(model, job.base, graph, chosen.kept(), job.calibration, None, job.views, **verbs["repair"])
             scores["repaired"] = self._accuracy(model, "test")
         if self.options.epochs:
             how = {**verbs["finetune"], "epochs": self.options.epochs}

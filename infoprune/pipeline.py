@@ -83,9 +83,10 @@ class Run(Choosing):
 
         def make() -> None:
             model = copy.deepcopy(self._model("pruned"))
-            batches = distributed.Share(self.repair_batches) if shared else self.repair_batches
+            batches = distributed.Share(self.calibration) if shared else self.calibration
             graph = self.graph_of(self.planned.removed)
-            repair(model, self.base, graph, self.planned.kept(), batches, self._advance("repair"), **options)
+            kept, tell = self.planned.kept(), self._advance("repair")
+            repair(model, self.base, graph, kept, batches, tell, self.views, **options)
             self._save("repaired", model, made_from)
 
         self._step("repair", self._file("repaired"), made_from, make, together=shared)

@@ -74,8 +74,8 @@ class CalibrationOptions:
         batch_size: samples per batch; entropy estimates depend on it, 128 is the papers'.
         split: where they come from; the test split would make the final figure worthless and is refused.
         labels: whether analyses may see the labels; without them those that need labels are left out.
-        views: how often repair sees the same images once more, each time changed at random as in training; where there
-            are few images, a refit of many weights gains much from them.
+        views: how often the gradient steps of repair see the same images once more, each time changed at random as in
+            training: few images are soon learnt by heart.
     """
 
     batches: int = 8

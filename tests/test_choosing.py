@@ -216,22 +216,21 @@ def test_models_that_cannot_be_traced_get_uniform_widths(tmp_path: Path, monkeyp
         asked.until("plan")
 
 
-def test_repair_sees_views_of_training_images(tmp_path: Path) -> None:
+def test_gradient_steps_see_views_of_the_calibration_images(tmp_path: Path) -> None:
     read = recipe.read("digits", ["calibration.batches=2", "calibration.batch_size=32", "calibration.views=2"])
     job = pipeline.Run(read, tmp_path / "run")
-    batches = job.repair_batches
-    assert [len(images) for images, _ in batches] == [32] * 6
-    assert all(given is own for given, own in zip(batches, job.calibration, strict=False))
-    for images, labels in batches[2:]:
-        # The digits of these labels, but none of the images as they are stored.
-        stored = job.data.prepare(torch.stack([job.data.train[i][0] for i in range(len(job.data.train))]))
-        assert labels.max() <= 9
-        assert sum(bool((image == stored).flatten(1).all(1).any()) for image in images) < 16
-    again = pipeline.Run(read, tmp_path / "again").repair_batches
-    assert all(torch.equal(one[0], other[0]) for one, other in zip(batches, again, strict=True))
+    assert [len(images) for images, _ in job.views] == [32] * 4
+    for place, (images, labels) in enumerate(job.views):
+        own, own_labels = job.calibration[place % 2]
+        assert torch.equal(labels, own_labels)  # every image where it is
+        same = (images == own).flatten(1).all(1)
+        assert same.sum() < 16
+    assert not torch.equal(job.views[0][0], job.views[2][0])
+    again = pipeline.Run(read, tmp_path / "again").views
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(job.views, again, strict=True))
 
 
 def test_views_need_an_augmentation(tmp_path: Path) -> None:
     read = recipe.read("digits", ["calibration.views=1", "data.augment=false"])
     with pytest.raises(UserError, match=r"views = 1, but 'digits' changes no images"):
-        _ = pipeline.Run(read, tmp_path / "run").repair_batches
+        _ = pipeline.Run(read, tmp_path / "run").views

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from infoprune import repairing
 from infoprune.artifacts import GroupPlan, Plan
 from infoprune.errors import UserError
 from infoprune.models import cifar_resnet
@@ -117,3 +118,23 @@ def test_views_keep_every_image_in_its_place() -> None:
         assert torch.equal(plain[1], second[1])
         assert torch.equal(first[0].floor(), plain[0])
         assert not torch.equal(first[0], second[0])
+
+
+def test_only_gradient_steps_see_views(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pruned, (graph, kept, batches) = pair
+    seen: dict[str, int] = {}
+
+    def note(name: str) -> None:
+        original = getattr(repairing, name)
+
+        def noting(*arguments: object, **options: object) -> object:
+            seen[name] = len(arguments[4])  # type: ignore[arg-type]
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(repairing, name, noting)
+
+    for name in ("compensate", "reconstruct", "match_predictions"):
+        note(name)
+    views = [(images.flip(3), labels) for images, labels in batches]
+    repair(pruned, model, graph, kept, batches, None, views, method="reconstruct", steps=1, match=1, match_steps=1)
+    assert seen == {"compensate": 4, "reconstruct": 8, "match_predictions": 8}

@@ -24,6 +24,7 @@ def repair(
     kept: Mapping[str, Sequence[int]],
     batches: Batches,
     on_step: Callable[[int, int], None] | None = None,
+    views: Batches = (),
     *,
     method: Method = "compensate",
     scope: Scope = "all",
@@ -47,6 +48,8 @@ def repair(
         kept: kept channels per group, in the teacher's coordinates; groups not named kept all.
         batches: pairs of images and anything, iterable again and again; the second is not used.
         on_step: told after each step (a layer, or a batch) the number of steps done and of all (0 where unknown).
+        views: the same images changed at random, each where it is in its batch, for gradient steps; a refit gains
+            nothing from them.
         method: "compensate" refits layers in closed form; "reconstruct" does so and then takes gradient steps on each
             block's reconstruction, which gains more and takes minutes; "batch_norm" re-estimates the statistics of
             batch norms; "none" leaves the network as it was cut. Recalibrating after a refit gains nothing.
@@ -77,17 +80,20 @@ def repair(
             raise UserError(f"{name} is {value}; expected 0 or more")
     if method not in get_args(Method):
         raise UserError(f"method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
-    arguments, done = (pruned, teacher, graph, kept, batches, on_step), Repair()
+    more = [*batches, *views] if match or method == "reconstruct" else []
+    models, done = (pruned, teacher, graph, kept), Repair()
     if method in ("compensate", "reconstruct"):
         refit: dict[str, Any] = {"scope": scope, "ridge": ridge, "positions": positions, "inputs_limit": inputs_limit}
-        done += compensate(*arguments, cache_mb=cache_mb, **refit)
+        done += compensate(*models, batches, on_step, cache_mb=cache_mb, **refit)
     if method == "reconstruct":
-        done += reconstruct(*arguments, steps=steps, learning_rate=learning_rate, cache_mb=cache_mb, seed=seed)
+        done += reconstruct(
+            *models, more, on_step, steps=steps, learning_rate=learning_rate, cache_mb=cache_mb, seed=seed
+        )
     if method == "batch_norm":
         recalibrate(pruned, batches, on_step)
     if match:
         how: dict[str, Any] = {"blocks": match, "steps": match_steps, "learning_rate": match_rate}
-        done += match_predictions(*arguments, cache_mb=cache_mb, seed=seed, **how)
+        done += match_predictions(*models, more, on_step, cache_mb=cache_mb, seed=seed, **how)
     return done
 
 
