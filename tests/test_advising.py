@@ -38,7 +38,7 @@ def test_widths_can_be_built_and_trained(tmp_path: Path) -> None:
     assert advice == store.read_json(tmp_path / "widths.json")
     rows = {row["group"]: row for row in advice["groups"]}
     said = {opinion["analysis"]: opinion for opinion in rows["layer2.0.conv1"]["opinions"]}
-    assert said.keys() == {"information_scaling", "energy_propagation"}
+    assert said.keys() == {"response_information", "information_scaling", "energy_propagation"}
     assert said["energy_propagation"]["low"] <= said["energy_propagation"]["width"]
     assert any(row["recommended"] < row["width"] for row in rows.values())
     assert rows["conv1"]["layers"][0] == "conv1"
@@ -117,7 +117,7 @@ def test_depth_as_a_command(tmp_path: Path) -> None:
 def test_a_group_is_explained(tmp_path: Path) -> None:
     result = call("plan", "digits", "--out", tmp_path, "--explain", "layer1.0.conv2", *CHEAP)
     shown = " ".join(result.output.split())
-    assert "ranked highest by information_bottleneck" in shown
+    assert "ranked highest by response_information" in shown
     assert "layer1.1.conv2" in shown, "layers that are coupled to it"
     assert "effective rank" in shown
     wrong = call("plan", "digits", "--out", tmp_path, "--explain", "layer1.0.conv9", *CHEAP)

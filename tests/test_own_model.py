@@ -28,7 +28,7 @@ QUICK += ["calibration.batches=2", 'plan.rank_by="l2"']
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What names of a user's own leave in Python, and in the registry, is gone afterwards."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if not Path(each, "nets.py").exists()])
     monkeypatch.setattr(registry, "_FOLDERS", [])
     for name in ("nets", "data"):
         monkeypatch.delitem(sys.modules, name, raising=False)

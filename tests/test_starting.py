@@ -12,7 +12,7 @@ from infoprune.settings import bind_recipe
 from infoprune.starting import starting_recipe
 from tests.test_cli import QUICK, call
 
-REQUIRED = {"torchvision": ["model.architecture=resnet18"], "convac": []}
+REQUIRED = {"torchvision": ["model.architecture=resnet18"], "timm": ["model.architecture=resnet10t"]}
 
 
 @pytest.mark.parametrize("family", names("models"))

@@ -182,7 +182,7 @@ def _jobs(example: Tensor, formats: Sequence[Format], dtypes: Sequence[str]) -> 
         came = f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
         raise UserError(f"the example is {came}; give a batch with at least one sample, such as 1 x 3 x 224 x 224")
     for what, given, known in (("format", formats, FILES), ("dtype", dtypes, DTYPES)):
-        if isinstance(given, str) or not given:
+        if isinstance(given, str) or (not given and what == "dtype"):
             raise UserError(f"{what}s is {given!r}, expected a list such as {what}s = [{next(iter(known))!r}]")
         for name in given:
             if name not in known:
