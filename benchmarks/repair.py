@@ -11,7 +11,7 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from benchmarks.information.machine import header
 from infoprune import checkpoint
 from infoprune.analyses.baselines import L2, Random, Taylor
 from infoprune.analyses.response_information import ResponseInformation
-from infoprune.artifacts import ChannelGroup, GroupPlan, ModelReference, Plan
+from infoprune.artifacts import ChannelGraph, ChannelGroup, GroupPlan, ModelReference, Plan
 from infoprune.observing import analyze
 from infoprune.peers import masks_of
 from infoprune.planning import plan
+from infoprune.planning.masks import compose
 from infoprune.planning.sensitivity import allocate
 from infoprune.profiling import count_macs
 from infoprune.pruning import channel_graph, prune
@@ -107,6 +108,7 @@ class Bench:
         state: Path | None,
     ) -> None:
         self.network, self.cache_mb = network, cache_mb
+        self.round: tuple[Plan, nn.Module, ChannelGraph, dict[str, Tensor], dict[str, dict[int, float]]] | None = None
         self.model = checkpoint.build(network.reference, network.weights)
         data = checkpoint.load_data(network.data, network.options)
         self.calibration = network.calibration(data, images)
@@ -169,12 +171,37 @@ class Bench:
 
     def repaired(self, criterion: str, budget: float, methods: Sequence[str], steps: int, match: int) -> list[str]:
         """Cut by a criterion: one line of the note per repair."""
-        widths, scores = self.widths(criterion, budget), self.scores[criterion]
-        kept = {name: tuple(sorted(scores[name].topk(width).indices.tolist())) for name, width in widths.items()}
-        full = {group.name: group.width for group in self.graph.groups}
-        groups = tuple(GroupPlan(n, k, full[n], len(k), 0, 0, "benchmark") for n, k in kept.items())
-        plan = Plan(groups, {}, self.graph.macs({}), self.graph.macs(widths), self.graph.input_shape)
-        smaller, lines = prune(self.model, plan), []
+        plan = _plan(self.graph, self.scores[criterion], self.widths(criterion, budget))
+        how = "measured" if budget else "uniform"
+        return self._repairs(criterion, how, plan, prune(self.model, plan), methods, steps, match)
+
+    def twice(
+        self, criterion: str, first: float, budget: float, methods: Sequence[str], steps: int, match: int
+    ) -> list[str]:
+        """Cut and repaired for a first budget, then scored and measured anew and cut for the second."""
+        if self.round is None:
+            plan = _plan(self.graph, self.scores[criterion], self.widths(criterion, first))
+            model = prune(self.model, plan)
+            repair(model, self.model, self.graph, plan.kept(), self.calibration, cache_mb=self.cache_mb)
+            start, graph = time.perf_counter(), channel_graph(model, self.example)
+            scores = dict(analyze(model, self.calibration, [ResponseInformation(positions=64)])[0].importance)
+            ranked = {g.name: scores[g.name] for g in graph.groups if not g.refusal and g.name in scores}
+            few = self.calibration[: self.network.few // len(self.calibration[0][0])]
+            table = measure_sensitivity(model, graph, ranked, few, shares=self.network.shares)
+            self.round = plan, model, graph, scores, table
+            self.seconds["scoring and sensitivity of the second round"] = time.perf_counter() - start
+        plan, model, graph, scores, table = self.round
+        left = self.graph.macs({}) / budget / graph.macs({})
+        second = _plan(graph, scores, allocate(table, graph, left))
+        both = compose(plan, second)
+        return self._repairs(
+            criterion, f"measured at {first:g}x and anew", both, prune(model, second), methods, steps, match
+        )
+
+    def _repairs(
+        self, kept_by: str, widths: str, plan: Plan, smaller: nn.Module, methods: Sequence[str], steps: int, match: int
+    ) -> list[str]:
+        lines = []
         mended, before = smaller, 0.0
         for method in methods:
             start, model = time.perf_counter(), copy.deepcopy(smaller)
@@ -198,7 +225,7 @@ class Bench:
                     cache_mb=self.cache_mb,
                 )  # type: ignore[arg-type]
             seconds = time.perf_counter() - start
-            lines.append(self.row(criterion, "measured" if budget else "uniform", model, method, seconds))
+            lines.append(self.row(kept_by, widths, model, method, seconds))
             if method in ("compensate", "reconstruct"):
                 mended, before = model, seconds
         return lines
@@ -214,6 +241,14 @@ class Bench:
         return self.row(f"torch-pruning, {name}", "its own", model, "none", time.perf_counter() - start)
 
 
+def _plan(graph: ChannelGraph, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> Plan:
+    """The best channels for these widths."""
+    kept = {name: tuple(sorted(scores[name].topk(width).indices.tolist())) for name, width in widths.items()}
+    full = {group.name: group.width for group in graph.groups}
+    groups = tuple(GroupPlan(n, k, full[n], len(k), 0, 0, "benchmark") for n, k in kept.items())
+    return Plan(groups, {}, graph.macs({}), graph.macs(widths), graph.input_shape)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet20")
@@ -227,6 +262,7 @@ def main() -> None:
     parser.add_argument("--cache-mb", type=int, default=2048, help="memory for maps")
     parser.add_argument("--control-methods", nargs="+", default=["none", "compensate"], help="at uniform widths")
     parser.add_argument("--plain", nargs="*", type=float, default=[2.1], help="fewer MACs, torch-pruning as it comes")
+    parser.add_argument("--first", type=float, help="fewer MACs of a first round, repaired and measured anew")
     parser.add_argument("--steps", type=int, default=200, help="of reconstruct, per block")
     parser.add_argument("--state", type=Path, help="file that keeps scores and sensitivities from call to call")
     parser.add_argument("--threads", type=int, default=1)
@@ -252,7 +288,9 @@ def main() -> None:
             options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     for budget in options.budgets:
-        for line in bench.repaired(options.measured, budget, options.methods, options.steps, options.match):
+        how = (options.methods, options.steps, options.match)
+        one = bench.repaired(options.measured, budget, *how) if options.first is None else []
+        for line in one or bench.twice(options.measured, options.first, budget, *how):
             write(line)
     for budget in options.plain:
         for name in ("l2", "taylor"):
