@@ -56,6 +56,8 @@ def values(table: str, name: str, kind: str) -> list[tuple[str, bool]]:
     known = [each for each in kinds if each in WRONG]
     wrong = dict.fromkeys([value for each in known for value in WRONG[each]] or CHOICE)
     never = NEVER.get(known[0], set()) if len(kinds) == 1 and known else set() if known else set(CHOICE)
+    if (table, name) == ("export", "formats"):
+        never = never - {"[]"}  # no file is a choice
     return [(value, value in never) for value in wrong if (table, name) not in ENDLESS or value != HUGE]
 
 
