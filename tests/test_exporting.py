@@ -198,12 +198,17 @@ def test_a_models_own_warning_reaches_the_user(tmp_path: Path) -> None:
         export(Warning_(), IMAGES, tmp_path, formats=["state_dict"])
 
 
+def test_no_formats_write_nothing(tmp_path: Path) -> None:
+    assert list(export(nn.Flatten(), IMAGES, tmp_path, formats=[])) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "example", "message"),
     [
         ({"formats": ["onx"]}, IMAGES, "no export format 'onx'; did you mean 'onnx'"),
         ({"formats": "onnx"}, IMAGES, "expected a list"),
-        ({"formats": []}, IMAGES, "expected a list"),
+        ({"dtypes": []}, IMAGES, "expected a list"),
         ({"dtypes": ["fp16"]}, IMAGES, "no export dtype 'fp16'"),
         ({}, IMAGES[:0], "at least one sample"),
     ],
