@@ -18,7 +18,6 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from torch.utils.data import TensorDataset
 
 from benchmarks.information.machine import header
 from infoprune import checkpoint, recipe
@@ -84,9 +83,7 @@ def trained(job: Run, widths: Mapping[str, int], seed: int, epochs: int, images:
         raise SystemExit(f"the family {job.settings.model.name} has no arguments for these widths")
     torch.manual_seed(seed)
     model = checkpoint.build(reference).to(job.device)
-    batches = job.batches("train", seed)
-    if images and isinstance(batches.dataset, TensorDataset):
-        batches.dataset = TensorDataset(*batches.dataset[:images])
+    batches = job.batches("train", seed, images)
     finetune(model, batches, job.batches("validation"), epochs=epochs, learning_rate=rate, seed=seed)
     return job.graph.macs(dict(widths)), evaluate(model, job.batches("test")).accuracy
 

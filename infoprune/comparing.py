@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
 
 from infoprune import checkpoint, distributed, registry, store
 from infoprune.analyses.baselines import Random
@@ -28,7 +27,6 @@ from infoprune.pruning import prune
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
 from infoprune.settings import PEER, RECIPE, UNIFORM, CompareOptions
-from infoprune.splits import Batches
 from infoprune.training import evaluate, finetune
 from infoprune.workspace import MADE_FROM
 
@@ -109,7 +107,7 @@ class Comparison:
             scores["repaired"] = self._accuracy(model, "test")
         if self.options.epochs:
             how = {**verbs["finetune"], "epochs": self.options.epochs}
-            batches = self._training(seed)
+            batches = job.batches("train", seed, self.options.images)
             # The small dense network has no teacher: it is what one would train without the large one.
             teacher = None if criterion == SMALL else job.base
             if teacher is None:
@@ -123,17 +121,6 @@ class Comparison:
             criterion, share, seed, chosen.macs_after, count_parameters(model), latency, **stages,
             validation=validation, seconds=seconds,
         )  # fmt: skip
-
-    def _training(self, seed: int) -> Batches:
-        batches, images = self.job.batches("train", seed), self.options.images
-        if images and images < len(batches.dataset):  # type: ignore[arg-type]
-            first = range(images)
-            batches.dataset = (
-                TensorDataset(*batches.dataset[:images])
-                if isinstance(batches.dataset, TensorDataset)
-                else Subset(batches.dataset, first)
-            )
-        return batches
 
     def _accuracy(self, model: nn.Module, split: Any) -> float:
         return evaluate(model, self.job.batches(split)).accuracy

@@ -2,6 +2,7 @@
 
 import html
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,16 +75,16 @@ class Table:
         return [any(column) and all(re.match(r"[-+]?\.?\d|$", cell) for cell in column) for column in columns]
 
 
-class Tabular:
+class Tabular(ABC):
     """What has a table of itself shows that wherever it is shown; `repr` stays what Python makes of it."""
 
     def __init_subclass__(cls) -> None:
         # IPython takes the first class with a repr, such as a dataclass has, unless it has this of its own as well.
         cls._repr_pretty_ = Tabular._repr_pretty_  # type: ignore[method-assign]
 
+    @abstractmethod
     def table(self) -> Table:
         """The object as rows of text."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return str(self.table())

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,7 +22,7 @@ from infoprune.pruning import channel_graph, check_plan
 from infoprune.recipe import Recipe
 from infoprune.resuming import EpochFile
 from infoprune.settings import SEEDED, Settings, bind_recipe
-from infoprune.splits import Batches, Data, SplitName
+from infoprune.splits import Batches, Data, SplitName, first
 from infoprune.training import check_options, finetune
 
 LOGGER = logging.getLogger(__name__)
@@ -266,10 +267,11 @@ class Workspace:
     def _advance(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress.advance(what, done, total)
 
-    def batches(self, split: SplitName, seed: int | None = None) -> Batches:
-        """A split; the training one is augmented, and shuffled by a seed, the recipe's if not given."""
+    def batches(self, split: SplitName, seed: int | None = None, images: int = 0) -> Batches:
+        """A split, or its first images; the training one is augmented, and shuffled by a seed, the recipe's if none."""
         training = split == "train"
-        return self.data.batches(
+        part: dict[str, Any] = {split: first(getattr(self.data, split), images)}
+        return replace(self.data, **part).batches(
             split,
             batch_size=self.settings.run.batch_size,
             seed=(self.settings.run.seed if seed is None else seed) if training else None,

@@ -15,6 +15,7 @@ from infoprune.models import cifar_resnet
 from infoprune.peers import CRITERIA, masks_of
 from infoprune.planning import plan
 from infoprune.pruning import channel_graph
+from infoprune.splits import Batches
 from tests.test_cli import call, user_files
 
 GRID = ["compare.shares=[0.5]", "compare.seeds=2", "compare.criteria=['recipe', 'uniform.l1', 'torch_pruning.l2']"]
@@ -69,6 +70,31 @@ def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatc
     other = job(tmp_path, "analyses.information_bottleneck={beta=1.0}")
     compare(other, other.settings.compare)
     assert len(measured) == len(cells)
+
+
+def test_fine_tuning_on_the_first_images_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def note(model: nn.Module, batches: Batches, *_: object, **__: object) -> None:
+        seen.append(sum(len(labels) for _, labels in batches))
+
+    monkeypatch.setattr(comparing, "finetune", note)
+    one = ["compare.epochs=1", "compare.seeds=1", "compare.criteria=['recipe']", "compare.controls=false"]
+    for images in (0, 7, 10**6):
+        made = job(tmp_path, *one, f"compare.images={images}")
+        compare(made, made.settings.compare)
+    whole = len(made.data.train)
+    assert whole > 7
+    assert seen == [whole, 7, whole]
+
+
+def test_joined_criteria_rank_by_all_of_them(tmp_path: Path) -> None:
+    made = job(tmp_path)
+    plans = [
+        Comparison(made, made.settings.compare)._plan(f"uniform.{name}", 0.5, 0)[0] for name in ("l2", "l2+taylor")
+    ]
+    assert all("ranked highest by l2 and taylor" in group.reason for group in plans[1].groups if group.width_after > 1)
+    assert not any("taylor" in group.reason for group in plans[0].groups)
 
 
 def test_controls_have_the_recipes_widths(tmp_path: Path) -> None:

@@ -128,11 +128,12 @@ def fitting(
             f"cache_mb = {cache_bytes >> 20} holds the maps of no image; one takes "
             f"{COPIES * given[0].element_size() * largest / 2**20:.0f} MiB"
         )
-    whole, size = torch.cat(given), max(map(len, given))
-    kept = [whole[start : min(start + size, count)] for start in range(0, count, size)]
-    return [part.to(device) for part in kept], (
-        f"gradient steps see {count} of {total} images: cache_mb holds no more",
-    )
+    kept: list[Tensor] = []
+    left = count
+    for part in given:  # as they came: an image's place in its batch says whether it is held out
+        kept += [part[:left].to(device)] if left > 0 else []
+        left -= len(part)
+    return kept, (f"gradient steps see {count} of {total} images: cache_mb holds no more",)
 
 
 def traced(model: nn.Module, leaves: Collection[str]) -> Walker:
