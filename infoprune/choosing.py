@@ -138,14 +138,22 @@ class Choosing(Workspace):
         images = self.calibration[0][0][: timings.batch]
         whole = measure_latency(self.base, images).median
         asked = min(options["latency"] or 1.0, (options["latency_ms"] or whole) / whole)
-        target, taken = asked, math.inf
+
+        def aimed(target: float) -> tuple[Plan, float]:
+            limit = {**options, "latency": target, "latency_ms": None}
+            found = plan(self.findings(), graph, self.sensitivity(), lambda w: timings.predict(graph, w), **limit)
+            return found, measure_latency(prune(self.base, found), images).median
+
+        target = asked
+        found, taken = aimed(target)
         for _ in range(CORRECTIONS):
-            aimed = {**options, "latency": target, "latency_ms": None}
-            found = plan(self.findings(), graph, self.sensitivity(), lambda w: timings.predict(graph, w), **aimed)
-            taken = measure_latency(prune(self.base, found), images).median
             if taken <= 1.02 * asked * whole:
                 break
             target *= asked * whole / taken
+            try:
+                found, taken = aimed(target)
+            except UserError:  # what was asked for is in reach, only the correction is not
+                break
         note = f"measured: {taken:.3g} ms of {whole:.3g} ms ({taken / whole:.1%}) for a batch of {timings.batch}"
         if taken > 1.02 * asked * whole:
             note += f"; {asked:.1%} was asked for and not reached, since what layers take is not all that takes time"

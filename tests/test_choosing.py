@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,17 @@ def test_latency_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert set(timings["layers"]) == {cost.layer for cost in job.graph.costs if cost.macs}
     assert job.planned.notes[-1].startswith("measured: ")
     assert job.planned.macs_after < 0.92 * job.planned.macs_before
+
+
+def test_a_correction_out_of_reach_keeps_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = chain([1.0], repeat(9.0))  # the unpruned network's time, then what a busy machine makes of the pruned one's
+
+    def disturbed(_: nn.Module, images: Tensor) -> Latency:
+        return Latency(next(taken), 0.0, len(images), "cpu", 1)
+
+    monkeypatch.setattr(choosing, "measure_latency", disturbed)
+    job, _ = run(tmp_path, *FAST, "plan.latency=1.0", "timings.repeats=1", "timings.shares=[0.5]", until="plan")
+    assert job.planned.notes[-1].endswith("not reached, since what layers take is not all that takes time")
 
 
 def test_predicted_times_are_those_of_layers() -> None:
