@@ -91,3 +91,29 @@ def test_same_seed_same_machine(one: Path, tmp_path: Path) -> None:
 def test_another_seed_is_another_run(one: Path, tmp_path: Path) -> None:
     again = run(tmp_path, 1, "plan", "run.seed=1", "plan.allocation=uniform")
     assert findings(again) != findings(one)
+
+
+# What docs/resuming.md states: other numbers of threads add up in another order, in float64 where sums are long.
+SAME, ALMOST = 1e-6, 1e-4
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in an artifact, in order."""
+    if isinstance(value, dict):
+        return [each for key in value if key != "made_from" for each in numbers(value[key])]
+    if isinstance(value, list):
+        return [each for part in value for each in numbers(part)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_two_threads_find_the_same(one: Path, tmp_path: Path) -> None:
+    two = run(tmp_path, 2)
+    assert torch.get_num_threads() == 2
+    for (name, first), second in zip(findings(one).items(), findings(two).values(), strict=True):
+        assert numbers(second) == pytest.approx(numbers(first), rel=SAME, abs=SAME), name
+    kept = [[group["kept"] for group in store.read_json(out / "plan.json")["groups"]] for out in (one, two)]
+    assert kept[0] == kept[1]
+    for stage in STAGES:
+        first, second = (store.read_tensors(out / f"{stage}.safetensors") for out in (one, two))
+        for name, tensor in first.items():
+            torch.testing.assert_close(second[name], tensor, rtol=0, atol=ALMOST * float(tensor.abs().max()))
