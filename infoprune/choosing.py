@@ -23,14 +23,12 @@ from infoprune.profiling import measure_latency
 from infoprune.pruning import check_kept, prune
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
-from infoprune.timing import measure_timings
+from infoprune.timing import CLOSE, measure_timings, plan_within
 from infoprune.training import evaluate
 from infoprune.workspace import MADE_FROM, Workspace
 
 # Activations of all of them are kept at once, and losses of single groups need no more.
 SENSITIVITY_BATCHES = 4
-# How often a plan for a latency is corrected by what the pruned network really takes.
-CORRECTIONS = 3
 
 
 class Choosing(Workspace):
@@ -139,23 +137,16 @@ class Choosing(Workspace):
         whole = measure_latency(self.base, images).median
         asked = min(options["latency"] or 1.0, (options["latency_ms"] or whole) / whole)
 
-        def aimed(target: float) -> tuple[Plan, float]:
+        def plan_for(target: float) -> Plan:
             limit = {**options, "latency": target, "latency_ms": None}
-            found = plan(self.findings(), graph, self.sensitivity(), lambda w: timings.predict(graph, w), **limit)
-            return found, measure_latency(prune(self.base, found), images).median
+            return plan(self.findings(), graph, self.sensitivity(), lambda w: timings.predict(graph, w), **limit)
 
-        target = asked
-        found, taken = aimed(target)
-        for _ in range(CORRECTIONS):
-            if taken <= 1.02 * asked * whole:
-                break
-            target *= asked * whole / taken
-            try:
-                found, taken = aimed(target)
-            except UserError:  # what was asked for is in reach, only the correction is not
-                break
+        def time_of(found: Plan) -> float:
+            return measure_latency(prune(self.base, found), images).median
+
+        found, taken = plan_within(asked, whole, plan_for, time_of)
         note = f"measured: {taken:.3g} ms of {whole:.3g} ms ({taken / whole:.1%}) for a batch of {timings.batch}"
-        if taken > 1.02 * asked * whole:
+        if taken > CLOSE * asked * whole:
             note += f"; {asked:.1%} was asked for and not reached, since what layers take is not all that takes time"
         return replace(found, notes=(*found.notes, note))
 

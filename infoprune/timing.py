@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infoprune.artifacts import ChannelGraph, Latency, LayerTimes, Timings, width_of
+from infoprune.artifacts import ChannelGraph, Latency, LayerTimes, Plan, Timings, width_of
 from infoprune.artifacts.timings import sum_of
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
@@ -17,6 +17,8 @@ Build = Callable[[Mapping[str, int]], nn.Module]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Whole networks are timed at these shares of all widths, to learn what layers alone do not show.
 WHOLE_SHARES = (1.0, 0.7, 0.4)
+# How often a plan for a latency is corrected by what the pruned network really takes, and by how much it may miss it.
+CORRECTIONS, CLOSE = 3, 1.02
 
 
 def measure_timings(
@@ -34,7 +36,7 @@ def measure_timings(
 
     Layers of equal shape are timed once. The prediction is the sum of the layers' times, straight between the widths
     tried, times a factor plus a constant, both fitted to whole networks at three widths: norms, activations and the
-    calls themselves are in there.
+    calls themselves are in there. No layer is taken to be slower than a wider one.
 
     Args:
         model: the unpruned network; not touched.
@@ -73,6 +75,38 @@ def measure_timings(
         network, widths = (model, {}) if share == 1 else narrowed(share)
         points.append((widths, measure_latency(network, images, repeats=2 * repeats)))
     return _fitted(layers, graph, points)
+
+
+def plan_within(
+    asked: float, whole: float, plan_for: Callable[[float], Plan], time_of: Callable[[Plan], float]
+) -> tuple[Plan, float]:
+    """A plan whose network takes a share of the unpruned one's time as measured; predictions are aimed lower till then.
+
+    Args:
+        asked: the share (0..1].
+        whole: milliseconds of the unpruned network.
+        plan_for: a plan that is predicted to take a share.
+        time_of: the milliseconds that a plan's network takes.
+
+    Returns:
+        The last plan that was made, and its milliseconds, which may still be too many.
+
+    Raises:
+        UserError: if not even predictions come down to the share.
+    """
+    target = asked
+    found = plan_for(target)
+    taken = time_of(found)
+    for _ in range(CORRECTIONS):
+        if taken <= CLOSE * asked * whole:
+            break
+        target *= asked * whole / taken
+        try:
+            found = plan_for(target)
+        except UserError:  # what was asked for is in reach, only the correction is not
+            break
+        taken = time_of(found)
+    return found, taken
 
 
 def _inputs(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -116,8 +150,12 @@ def _times(module: Any, given: Tensor, shares: Sequence[float], repeats: int) ->
             size = own if depthwise else read
             narrow = given[..., :size] if isinstance(module, nn.Linear) else given[:, :size]
             row.append(measure_latency(layer, narrow.contiguous(), repeats=repeats, warmup=3).median)
-        rows.append(tuple(row))
-    return LayerTimes(tuple(inputs), tuple(outputs), tuple(rows))
+        rows.append(row)
+    # A narrower layer that took longer did so by chance, or could be padded: predictions never rise as widths fall.
+    times = np.array(rows)[::-1, ::-1]
+    for axis in (0, 1):
+        times = np.minimum.accumulate(times, axis)
+    return LayerTimes(tuple(inputs), tuple(outputs), tuple(tuple(row) for row in times[::-1, ::-1].tolist()))
 
 
 def _widths(width: int, shares: Sequence[float], step: int) -> list[int]:

@@ -13,6 +13,11 @@ from jaxtyping import install_import_hook
 # Before anything imports it: the shapes in its signatures are then executed, not only read.
 install_import_hook("infoprune.information", "beartype.beartype")
 
+# Side by side, processes share the cores; so do those that tests start.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -5,6 +5,7 @@ import math
 from itertools import chain, repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -149,6 +150,9 @@ def test_predicted_times_are_those_of_layers() -> None:
     assert (found.layers["0"].inputs, found.layers["0"].outputs) == ((2, 3), (4, 8))
     assert (found.layers["2"].inputs, found.layers["2"].outputs) == ((8,), (4, 8))
     assert all(time > 0 for times in found.layers.values() for row in times.milliseconds for time in row)
+    for times in found.layers.values():
+        assert np.all(np.diff(times.milliseconds, axis=0) >= 0)
+        assert np.all(np.diff(times.milliseconds, axis=1) >= 0)
     for options in ({"shares": ()}, {"shares": (2.0,)}, {"repeats": 0}, {"batch": 0}):
         with pytest.raises(UserError, match="expected"):
             measure_timings(model, images, graph, narrowed, **options)
