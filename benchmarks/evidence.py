@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 
 import torch
+from torch import nn
 
 from benchmarks.information.machine import header
 from infoprune import recipe, registry
@@ -40,10 +41,12 @@ class Lines(Silence):
         print(f"{step} {done}/{total}", flush=True)
 
 
-def criteria() -> list[str]:
+def criteria(model: nn.Module) -> list[str]:
     """All that can rank, all of torch-pruning's, and uniform widths beside measured ones."""
     uniform = [f"{UNIFORM}{name}" for name in ("l2", "response_information", "information_bottleneck")]
-    return [RECIPE, *OURS, *MIXED, *uniform, *(f"{PEER}{name}" for name in CRITERIA)]
+    every = [RECIPE, *OURS, *MIXED, *uniform, *(f"{PEER}{name}" for name in CRITERIA)]
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return [name for name in every if normed or "batch_norm" not in name]
 
 
 def spread(values: Iterable[float | None]) -> str:
@@ -106,13 +109,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.evidence {' '.join(sys.argv[1:])}")
-    chosen = args.criteria or criteria()
+    base = Run(recipe.read(args.recipe, args.given), args.folder).base
+    chosen = args.criteria or criteria(base)
     job = Run(recipe.read(args.recipe, [f"compare.criteria={chosen!r}", *args.given]), args.folder, Lines())
-    base = 100 * evaluate(job.base, job.batches("test")).accuracy
+    whole_accuracy = 100 * evaluate(job.base, job.batches("test")).accuracy
     cells = compare(job, job.settings.compare)
     whole, options = job.graph.unpruned.macs, job.settings.compare
     lines = [f"# Criteria at equal budgets: {args.recipe}", "", *opening, ""]
-    lines += [f"Unpruned: {base:.2f} on the test split, {whole:,} MACs. Test split once per stage of each cell."]
+    lines += [
+        f"Unpruned: {whole_accuracy:.2f} on the test split, {whole:,} MACs. Test split once per stage of each cell."
+    ]
     if options.epochs:
         seen = f"{options.images:,} training images" if options.images else "the training split"
         lines += [f"Fine-tuning: {options.epochs} epochs on {seen}, equal for all (`{SMALL}` without a teacher)."]
