@@ -104,13 +104,14 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--set", dest="given", action="append", default=[], help="override an option of the recipe")
     parser.add_argument("--criteria", nargs="+", help="only these; the controls stand beside them in any case")
+    parser.add_argument("--without", nargs="+", default=[], help="all but these, which cannot rank every layer of it")
     parser.add_argument("--folder", type=Path, required=True, help="run directory, where cells are kept between calls")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.evidence {' '.join(sys.argv[1:])}")
     base = Run(recipe.read(args.recipe, args.given), args.folder).base
-    chosen = args.criteria or criteria(base)
+    chosen = args.criteria or [name for name in criteria(base) if name not in args.without]
     job = Run(recipe.read(args.recipe, [f"compare.criteria={chosen!r}", *args.given]), args.folder, Lines())
     whole_accuracy = 100 * evaluate(job.base, job.batches("test")).accuracy
     cells = compare(job, job.settings.compare)
