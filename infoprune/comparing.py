@@ -144,6 +144,8 @@ class Comparison:
             options |= {"rank_by": ranking, "redundancy_by": [], "width_by": []}
         if criterion.startswith(UNIFORM):
             options["allocation"] = "uniform"
+        elif options["allocation"] == "sensitivity":
+            options["allocation"] = None  # one grid spans all budgets: below what was measured, widths are uniform
         names = [ranking] if isinstance(ranking, str) else list(ranking)
         extra = [name for name in job.settings.analyses if name not in names] if criterion == RECIPE else []
         found = [self._finding(name, seed) for name in (*names, *extra)]

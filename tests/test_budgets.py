@@ -179,3 +179,15 @@ def test_budgets_below_what_was_measured_get_uniform_widths() -> None:
     assert plan([scored(graph)], graph, TABLE, rank_by="l2", macs=0.5).groups[0].reason.startswith("sensitivity width")
     with pytest.raises(UserError, match="out of reach"):
         plan([scored(graph)], graph, TABLE, rank_by="l2", macs=0.05, min_share=0.0, allocation="sensitivity")
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
+def test_no_single_step_more_keeps_the_budget(allocation: str, share: float) -> None:
+    graph = line(6, 40, 30)
+    table = {group.name: {group.width: 0.0, 1: 1.0} for group in graph.groups if not group.refusal}
+    found = plan([scored(graph)], graph, table, rank_by="l2", macs=share, allocation=allocation)
+    widths = {group.group: group.width_after for group in found.groups}
+    for group in found.groups:
+        if group.width_after < group.width_before:
+            assert graph.macs({**widths, group.group: group.width_after + 1}) > share * found.macs_before

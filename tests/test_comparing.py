@@ -97,6 +97,13 @@ def test_joined_criteria_rank_by_all_of_them(tmp_path: Path) -> None:
     assert not any("taylor" in group.reason for group in plans[0].groups)
 
 
+def test_budgets_below_the_widths_that_were_measured_are_part_of_a_grid(tmp_path: Path) -> None:
+    made = job(tmp_path, "plan.allocation=sensitivity", "sensitivity.shares=[0.9]")
+    chosen, _ = Comparison(made, made.settings.compare)._plan("l2", 0.3, 0)
+    assert chosen.macs_after <= 0.3 * chosen.macs_before
+    assert any("so widths are uniform" in note for note in chosen.notes)
+
+
 def test_controls_have_the_recipes_widths(tmp_path: Path) -> None:
     made = job(tmp_path)
     grid = Comparison(made, made.settings.compare)

@@ -87,15 +87,26 @@ def meet(budget: Budget, spans: Sequence[Span], share_of: ShareOf) -> dict[str, 
         low, high = (middle, high) if budget.met(widths_at(middle)[0]) else (low, middle)
     widths, wanted = widths_at(low)
     # Rounding down left some of the budget: give it back where it took the most.
-    first = sorted(spans, key=lambda span: widths[span.group.name] - wanted[span.group.name])
-    return widen(budget, first, widths)
+    widen(budget, lambda: sorted(spans, key=lambda span: widths[span.group.name] - wanted[span.group.name]), widths)
+    return widths
 
 
-def widen(budget: Budget, spans: Sequence[Span], widths: Mapping[str, int]) -> dict[str, int]:
-    """Gives each group one step more where the budget allows it, in the order given."""
-    found = dict(widths)
-    for span in spans:
-        wider = {**found, span.group.name: span.wider(found[span.group.name])}
-        if budget.met(wider):
-            found = wider
-    return found
+def widen(budget: Budget, order: Callable[[], Sequence[Span]], widths: dict[str, int]) -> None:
+    """Gives groups single steps more, one each in every round, until no step keeps the budget.
+
+    Args:
+        budget: the limits.
+        order: who comes first in the next round.
+        widths: changed in place.
+    """
+    given = True
+    while given:
+        given = False
+        for span in order():
+            name = span.group.name
+            before = widths[name]
+            widths[name] = span.wider(before)
+            if widths[name] != before and budget.met(widths):
+                given = True
+            else:
+                widths[name] = before

@@ -74,8 +74,8 @@ def cheapest(table: Table, budget: Budget, spans: Sequence[Span]) -> dict[str, i
     descent = _Descent(table, budget, spans)
     descent.run()
     # Large steps may have gone further than needed: the dearest groups get the rest back.
-    dearest = sorted(spans, key=lambda span: descent.price_up(span), reverse=True)
-    return widen(budget, dearest, descent.widths)
+    widen(budget, lambda: sorted(spans, key=descent.price_up, reverse=True), descent.widths)
+    return descent.widths
 
 
 def reaches(table: Table, budget: Budget, spans: Sequence[Span]) -> bool:

@@ -179,7 +179,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.filterwarnings("default")  # what such a network makes torch say is its own affair
+@pytest.mark.filterwarnings("ignore")  # what such a network makes torch say is its own affair
 def test_networks(workshop: Any, tmp_path: Path, name: str) -> None:
     """Where nothing is said of a network, either end will do; the command's own proof stands behind each cut."""
     body, expected = NETS[name]
