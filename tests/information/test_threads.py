@@ -34,7 +34,8 @@ def test_one_thread_inside_and_as_many_as_before_after_an_error() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        pytest.raises(KeyError, fail)
+        with pytest.raises(KeyError):
+            fail()
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
