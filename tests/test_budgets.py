@@ -191,3 +191,40 @@ def test_no_single_step_more_keeps_the_budget(allocation: str, share: float) -> 
     for group in found.groups:
         if group.width_after < group.width_before:
             assert graph.macs({**widths, group.group: group.width_after + 1}) > share * found.macs_before
+
+
+@given(
+    scores=st.lists(st.lists(st.integers(0, 2), min_size=4, max_size=20), min_size=2, max_size=4),
+    advised=st.integers(0, 100),
+    share=st.floats(0.15, 1.0),
+    allocation=st.sampled_from(["uniform", "global", "prior"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_equal_scores_and_full_advice_break_no_budget(
+    scores: list[list[int]], advised: int, share: float, allocation: str
+) -> None:
+    """Groups that one level cannot narrow: all of their scores are equal, or their whole width is recommended."""
+    graph = line(*map(len, scores))
+    wide = {
+        group.name: max(1, group.width * (advised if place else 100) // 100) for place, group in enumerate(graph.groups)
+    }
+    found = [
+        Finding(
+            "l2",
+            {
+                group.name: torch.tensor(own, dtype=torch.float64)
+                for group, own in zip(graph.groups, scores, strict=True)
+            },
+        ),
+        Finding("energy_propagation", widths=wide),
+    ]
+    how = {"width_by": ["energy_propagation"], "width_as": "prior"} if allocation == "prior" else {"width_by": []}
+    options = {"rank_by": "l2", "macs": share, "allocation": "uniform" if allocation == "prior" else allocation, **how}
+    try:
+        chosen = plan(found, graph, **options)
+    except UserError as error:
+        if "smallest reachable" not in str(error):
+            raise
+        return
+    widths = {group.group: group.width_after for group in chosen.groups}
+    assert graph.macs(widths) <= round(share * chosen.macs_before)

@@ -39,16 +39,16 @@ def uniform(group: ChannelGroup, level: float) -> float:
 
 
 def in_proportion(recommended: Mapping[str, int]) -> ShareOf:
-    """Every group has its recommended width at level 0.5, more above and less below, in one proportion for all.
+    """Every group has its recommended width at level 0.5, a common part of it below, and nears its full width above.
 
     >>> group = ChannelGroup("a", 16, ())
     >>> [round(in_proportion({"a": 8})(group, level), 3) for level in (0.25, 0.5, 0.75, 1.0)]
-    [0.125, 0.5, 0.794, 1.0]
+    [0.25, 0.5, 0.794, 1.0]
     """
 
     def share_of(group: ChannelGroup, level: float) -> float:
         share = recommended.get(group.name, group.width) / group.width
-        return float(share ** ((1 - level) / max(level, 1e-9)))
+        return share * 2 * level if level < 0.5 else float(share ** ((1 - level) / level))
 
     return share_of
 
@@ -73,10 +73,16 @@ def above_one_threshold(scores: Mapping[str, Tensor]) -> ShareOf:
 
 
 def meet(budget: Budget, spans: Sequence[Span], share_of: ShareOf) -> dict[str, int]:
-    """The widths of the highest level that keeps the budget, then single steps while any still fits."""
+    """The widths of the highest level that keeps the budget, then single steps while any still fits.
+
+    Args:
+        budget: the limits; the floors of all spans keep them.
+        spans: the widths that each group may have.
+        share_of: the share of its channels that a group keeps at a level, more at a higher one; level 0 is all floors.
+    """
 
     def widths_at(level: float) -> tuple[dict[str, int], dict[str, float]]:
-        wanted = {span.group.name: share_of(span.group, level) * span.group.width for span in spans}
+        wanted = {span.group.name: share_of(span.group, level) * span.group.width if level else 0.0 for span in spans}
         return {span.group.name: span.clamp(wanted[span.group.name]) for span in spans}, wanted
 
     low, high = 0.0, 1.0
