@@ -35,9 +35,13 @@ from benchmarks.information.machine import header
 
 # The tests that know a part; each module's own examples come first.
 PARTS = {
-    "infoprune/information": ["tests/information"],
-    "infoprune/planning": [f"tests/test_{name}.py" for name in ("planning", "policies", "budgets", "masks", "costs")],
-    "infoprune/pruning.py": [f"tests/test_{name}.py" for name in ("pruning", "silent_failures", "norms")],
+    "infoprune/information": ["tests/information", "tests/analyses"],
+    "infoprune/planning": [
+        f"tests/test_{name}.py" for name in ("planning", "allocation", "budgets", "masks", "costs", "advising")
+    ],
+    "infoprune/pruning.py": [
+        f"tests/test_{name}.py" for name in ("pruning", "silent_failures", "norms", "verifying", "users_modules")
+    ],
 }
 # Unions of types and of options, where another operator is no program at all; decorators are no behaviour of ours.
 SENSELESS = ("BinaryOperator_BitOr", "RemoveDecorator", "Is_", "_Is")

@@ -27,6 +27,8 @@ from infoprune.narrowing import narrowed
 from infoprune.observing import analyze
 from infoprune.pipeline import Run
 from infoprune.planning import plan
+from infoprune.planning.allocation import Span, in_proportion, meet
+from infoprune.planning.budgets import budget_of
 from infoprune.planning.ranking import Ranking
 from infoprune.pruning import prune
 from infoprune.repairing import repair
@@ -38,21 +40,13 @@ ADVISING = ("response_information", "cmi_permutation", "redundancy", "energy_pro
 SEEDS = 3
 
 
-def random_widths(graph: ChannelGraph, macs: float, seed: int) -> dict[str, int]:
-    """Widths drawn evenly between a fifth and the whole, then scaled together until they cost at most `macs`."""
+def random_widths(graph: ChannelGraph, share: float, seed: int) -> dict[str, int]:
+    """Widths in proportion to ones drawn evenly between a fifth and the whole, as wide as the budget allows."""
     generator = torch.Generator().manual_seed(seed)
-    groups = [group for group in graph.groups if not group.refusal]
-    shares = (0.2 + 0.8 * torch.rand(len(groups), generator=generator)).tolist()
-
-    def scaled(factor: float) -> dict[str, int]:
-        pairs = zip(groups, shares, strict=True)
-        return {group.name: max(1, min(group.width, round(factor * share * group.width))) for group, share in pairs}
-
-    low, high = 0.0, 5.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if graph.macs(scaled(middle)) <= macs else (low, middle)
-    return scaled(low)
+    spans = [Span(group, 1, group.width, group.partitions) for group in graph.groups if not group.refusal]
+    drawn = {span.group.name: 0.2 + 0.8 * float(torch.rand((), generator=generator)) for span in spans}
+    like = in_proportion({span.group.name: max(1, round(drawn[span.group.name] * span.group.width)) for span in spans})
+    return meet(budget_of(graph, macs=share), spans, like)
 
 
 def candidates(job: Run, share: float) -> dict[str, list[dict[str, int]]]:
@@ -71,7 +65,7 @@ def candidates(job: Run, share: float) -> dict[str, list[dict[str, int]]]:
                 found, graph, allocation="uniform", width_by=[name], width_as="prior", **how
             )
     ways = {name: [{g.group: g.width_after for g in chosen.groups}] * SEEDS for name, chosen in plans.items()}
-    ways["random"] = [random_widths(graph, share * graph.unpruned.macs, seed) for seed in range(SEEDS)]
+    ways["random"] = [random_widths(graph, share, seed) for seed in range(SEEDS)]
     return ways
 
 

@@ -141,7 +141,7 @@ def _drawn(group: ChannelGroup) -> list[int]:
     Neighbours apart find out what works on several channels, or on their places, sooner than any half would.
     """
     part, draw = group.width // group.partitions, random.Random(group.name)
-    chosen = [min(pair + draw.randrange(2), part - 1) for pair in range(0, part - part % 2, 2)]
+    chosen = [pair + draw.randrange(2) for pair in range(0, part - 1, 2)]
     return [channel + part * i for i in range(group.partitions) for channel in chosen]
 
 

@@ -10,6 +10,7 @@ from infoprune.errors import UserError
 from infoprune.planning import plan
 from infoprune.planning.constraints import Constraints, feasibility
 from infoprune.planning.ranking import Ranking
+from infoprune.planning.sensitivity import _loss
 from tests.test_planning import line, scored
 
 TABLE = {"conv0": {16: 0.0, 8: 5.0, 4: 20.0}, "conv1": {16: 0.0, 8: 0.1, 4: 0.4}, "conv2": {16: 0.0, 8: 1.0, 4: 4.0}}
@@ -228,3 +229,44 @@ def test_equal_scores_and_full_advice_break_no_budget(
         return
     widths = {group.group: group.width_after for group in chosen.groups}
     assert graph.macs(widths) <= round(share * chosen.macs_before)
+
+
+def test_what_a_group_could_save_is_counted() -> None:
+    graph = line(8, 8, 2)
+    first = feasibility(graph, Constraints(min_width=2))[0]
+    assert Constraints().round_to == 1
+    assert (first.floor, first.saves_macs) == (2, 64 * 9 * (6 * 3 + 6 * 8))
+    assert first.saves_parameters == 9 * (6 * 3 + 6 * 8) + 6
+
+
+@pytest.mark.parametrize("macs", [0.3, 0.5, 0.7])
+def test_floors_that_the_budget_lowers_stay_multiples(macs: float) -> None:
+    graph = line(32, 32, 32, 2)
+    advice = Finding("cmi_permutation", widths={"conv0": 28, "conv1": 28, "conv2": 28})
+    found = plan([scored(graph), advice], graph, rank_by="l2", macs=macs, round_to=4, width_by=["cmi_permutation"])
+    assert all(group.width_after % 4 == 0 for group in found.groups)
+    assert any("floors keep" in note for note in found.notes)
+    assert found.macs_after <= macs * found.macs_before
+
+
+def test_costs_and_shares_are_said_in_their_units() -> None:
+    graph = line(32, 32, 2)
+    found = plan([scored(graph)], graph, rank_by="l2", macs=0.5, parameters=0.6)
+    macs, parameters = found.notes[:2]
+    assert f"({found.macs_after / found.macs_before:.1%}); asked for at most" in macs
+    assert "MACs of" in macs
+    assert "parameters of" in parameters
+    with pytest.raises(UserError, match=r"latency = 0.0"):
+        plan([scored(graph)], graph, predict=lambda _: 1.0, rank_by="l2", latency=0.0)
+
+
+def test_losses_between_measured_widths_lie_on_a_line() -> None:
+    hull = [(2, 0.25), (4, 0.0)]
+    assert [_loss(hull, width) for width in (2, 3, 4)] == [0.25, 0.125, 0.0]
+
+
+def test_the_least_measured_width_is_rounded_up_to_a_multiple() -> None:
+    graph = line(16, 16, 2)
+    table = {name: {16: 0.0, 6: 1.0} for name in ("conv0", "conv1")}
+    found = plan([scored(graph)], graph, table, rank_by="l2", macs=0.32, round_to=4, allocation="sensitivity")
+    assert [group.width_after for group in found.groups] == [8, 8]

@@ -258,3 +258,16 @@ def test_views_need_an_augmentation(tmp_path: Path) -> None:
     read = recipe.read("digits", ["calibration.views=1", "data.augment=false"])
     with pytest.raises(UserError, match=r"views = 1, but 'digits' changes no images"):
         _ = pipeline.Run(read, tmp_path / "run").views
+
+
+def test_the_most_harmless_block_goes_first() -> None:
+    finding = Finding("data_processing", removable=("a", "b"))
+    worth = {("a",): 0.898, ("b",): 0.899, ("b", "a"): 0.8, ("a", "b"): 0.8}
+    assert choose_blocks([finding], lambda blocks: worth[blocks], 0.9, max_loss=0.5).removed == ("b",)
+    assert choose_blocks([finding], lambda _: 0.895, 0.9, max_loss=0.5).removed == ("a", "b")  # half a point is allowed
+
+
+@pytest.mark.parametrize("least", [-0.5, 0.0, 1.0])
+def test_shares_to_search_from_are_checked(least: float) -> None:
+    with pytest.raises(UserError, match="expected shares between 0 and 1"):
+        search(lambda _: 1.0, 1.0, max_loss=1.0, least=least)

@@ -218,3 +218,21 @@ def test_models_that_cannot_be_pruned(images: Tensor) -> None:
 def test_torchvision_families(name: str) -> None:
     model = registry.find("models", "torchvision")(architecture=name).eval()
     cut_and_verify(model, torch.randn(2, 3, 48, 48), seed=0)
+
+
+def test_bytes_of_parameters_outside_layers_are_counted() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)
+            self.scale = nn.Parameter(torch.ones(2, 1, 1))
+            self.register_buffer("steps", torch.zeros(5, dtype=torch.float64))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(images))) * self.scale
+
+    model = Scaled()
+    cost = channel_graph(model.eval(), torch.zeros(1, 1, 8, 8)).unpruned
+    tensors = [*model.parameters(), *model.buffers()]
+    assert cost.bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())

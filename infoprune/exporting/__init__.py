@@ -159,7 +159,8 @@ def _write_state_dict(path: Path, twin: nn.Module, dtype: str, header: Mapping[s
         name: value.to(target if value.is_floating_point() else value.dtype, copy=True).contiguous()
         for name, value in twin.state_dict().items()
     }
-    save_file(weights, path, metadata={"format": "pt", **(header or {})})
+    # One entry alone: several would stand in another order in every process, and equal runs write equal files.
+    save_file(weights, path, metadata=dict(header or {"format": "pt"}))
     read = copy.deepcopy(twin)
     read.load_state_dict(load_file(path), strict=True)  # copies into float32 parameters
     return read

@@ -204,3 +204,14 @@ def test_width_is_the_filters_that_hold_the_energy(view: View) -> None:
         found = analysis.conclude()
         assert found.widths == {"a": width}
         assert float(found.measures["a"]["width"].high) == width
+
+
+@pytest.mark.parametrize(("dimension", "alpha"), [(1, 1.0), (2, math.log2(math.sqrt(4 / 3)))])
+@pytest.mark.parametrize(("bandwidth", "scale"), [(1.0, 1.0), (3.0, 0.5)])
+def test_the_general_depth_is_the_first_that_is_enough(
+    dimension: int, alpha: float, bandwidth: float, scale: float
+) -> None:
+    found = scattering_depth(0.5, filters="general", dimension=dimension, bandwidth=bandwidth, scale=scale)
+    missing = 1 - 0.5 ** (1 / (2 * (dimension // 2 + 1 + 1e-4)))
+    assert bandwidth / scale <= missing * (found + 1) ** alpha
+    assert bandwidth / scale > missing * found**alpha

@@ -200,3 +200,30 @@ def test_saturated_entropies_are_left_out_and_said(view: View) -> None:
 def test_wrong_options_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(UserError, match=rf"\[analyses.information_scaling\] {next(iter(option))} = .*: expected"):
         InformationScaling(**option)
+
+
+def test_budgets_count_the_components_of_every_node() -> None:
+    """Eqs. (12) and (20): log2 of the components at each leaf's and each inner node's choice, and at the top."""
+
+    def rows(components: int, states: int) -> torch.Tensor:
+        return torch.softmax(torch.randn(components, states, dtype=torch.float64), 1)
+
+    flat = shallow(rows(4, 3), [rows(8, 4), rows(8, 4), rows(8, 4)], rows(1, 8)[0])
+    assert flat.budget == pytest.approx(3 * 2 + 3)
+    deep = hierarchical(rows(4, 3), [rows(8, 4), rows(2, 8)], rows(1, 2)[0])
+    assert deep.budget == pytest.approx(4 * 2 + 2 * 3 + 1)
+    assert isinstance(deep.depth, int)
+    assert deep.depth == 3
+
+
+def test_mappings_of_what_is_certain_have_no_ratio() -> None:
+    certain = torch.eye(2, dtype=torch.float64)
+    law = shallow(certain, [certain, certain], torch.tensor([1.0, 0.0], dtype=torch.float64))
+    assert all(math.isnan(ratio) for ratio in law.ratios)
+    assert math.isnan(law.largest_ratio)
+
+
+def test_tables_too_large_are_refused_by_their_states() -> None:
+    many, few = torch.full((1, 70), 1 / 70, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="70\\^4 states"):
+        hierarchical(many, [few, few], torch.ones(1, dtype=torch.float64))

@@ -77,6 +77,9 @@ def test_pairs_and_their_means() -> None:
     assert torch.equal(drawn, again)
     assert len(drawn.unique(dim=0)) == 50
     assert (drawn[:, 0] < drawn[:, 1]).all()
+    assert len(sample_pairs(40, limit=1)) == 1
+    with pytest.raises(ValueError, match="limit = 0"):
+        sample_pairs(40, limit=0)
     assert mean_per_variable(torch.tensor([1.0]), torch.tensor([[0, 1]]), 3).isnan().tolist() == [False, False, True]
     with pytest.raises(ValueError, match="two variables"):
         sample_pairs(1)

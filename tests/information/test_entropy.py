@@ -22,6 +22,7 @@ from infoprune.information.entropy import (
 )
 from infoprune.information.gram import delta, rbf, squared_distances
 from infoprune.information.spectra import entropy_of_spectrum, kernel_entropy, spectrum
+from infoprune.information.validation import require_square
 
 ALPHAS = (0.5, 1.0, 1.01, 2.0, 3.0)
 few = settings(deadline=None, max_examples=25)
@@ -242,3 +243,9 @@ def test_what_has_no_entropy_is_refused() -> None:
 def test_orders_out_of_range_are_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
         renyi_entropy(torch.eye(3), alpha=alpha)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (3, 2, 3), (0, 0), ()])
+def test_what_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected square matrices"):
+        require_square(shape, "a matrix")

@@ -1,6 +1,7 @@
 """Nearest-neighbour estimators against true values, and the matrix-based one's rank order beside them."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -136,3 +137,12 @@ def test_check_estimator_follows_its_seed_and_refuses_nonsense() -> None:
         check_estimator(repeats=0)
     with pytest.raises(ValueError, match="at least 8"):
         check_estimator(samples=4)
+
+
+def test_truths_are_those_of_the_distributions() -> None:
+    cases = {row.case: row.truth for row in check_estimator(samples=48, repeats=1, permutations=2)}
+    correlated_cases = {name: truth for name, truth in cases.items() if truth and "Gauss" in name}
+    assert correlated_cases
+    for name, truth in correlated_cases.items():
+        correlation, dimension = float(re.search(r"0\.\d+", name)[0]), int(re.search(r"d = (\d+)", name)[1])
+        assert truth == pytest.approx(dimension * -0.5 * math.log2(1 - correlation**2))

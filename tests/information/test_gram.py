@@ -141,6 +141,12 @@ def test_not_finite_is_refused(bad: float) -> None:
             broken()
 
 
+def test_no_variable_is_refused() -> None:
+    for shape in ((0, 4, 2), (4, 0)):
+        with pytest.raises(ValueError, match="an empty tensor"):
+            squared_distances(torch.zeros(shape))
+
+
 def test_too_little_is_refused() -> None:
     for maps in (torch.zeros(1, 2, 3, 3), torch.zeros(4, 0, 3, 3), torch.zeros(4, 2, 0, 3), torch.zeros(0, 2, 3, 3)):
         with pytest.raises(ValueError, match=r"sample|empty"):

@@ -1,12 +1,14 @@
 """CMI-permutation on layers whose right answer is known."""
 
+import math
+
 import pytest
 import torch
 
 from infoprune.information.entropy import conditional_mutual_information
 from infoprune.information.gram import delta, delta_distances, filter_exponents
-from infoprune.information.permutation import cmi_permutation
-from infoprune.information.selection import VARIANTS, Selection, width_interval
+from infoprune.information.permutation import _problem, cmi_permutation
+from infoprune.information.selection import VARIANTS, Selection, Variant, width_interval
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -116,3 +118,14 @@ def test_bad_input_is_refused() -> None:
         cmi_permutation(exponents[:0], labels)
     with pytest.raises(ValueError, match="significance"):
         cmi_permutation(exponents, labels, significance=5.0)
+
+
+def test_the_papers_kernel_on_labels() -> None:
+    """σ = 5 n^(−1/(4 + d)) over one-hot labels of d classes, which lie √2 apart: exp(−2 / 2σ²)."""
+    labels = torch.arange(32) % 4
+    problem = _problem(filter_exponents(torch.randn(32, 2, 3)), labels, "paper", 2**20)
+    sigma = 5 * 32 ** (-1 / 8)
+    assert problem.label_kernel is not None
+    assert problem.label_kernel[0, 4].item() == 1
+    assert problem.label_kernel[0, 1].item() == pytest.approx(math.exp(-1 / sigma**2))
+    assert problem.variant == Variant(1.01, False, False, True, False, False, False)  # Algorithm 1 as printed

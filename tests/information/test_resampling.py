@@ -80,3 +80,12 @@ def test_degenerate_intervals() -> None:
             interval(torch.ones(0, 2))
         with pytest.raises(ValueError, match="level"):
             interval(torch.ones(3), level=95.0)
+
+
+@pytest.mark.parametrize(("level", "deviations"), [(0.95, 1.960), (0.8, 1.282)])
+def test_both_ends_of_a_bootstrap_interval_lie_where_a_normal_mean_says(level: float, deviations: float) -> None:
+    draws = torch.randn(400, 20, generator=seeded(5), dtype=torch.float64)
+    found = bootstrap_interval(draws, level=level, resamples=4000, generator=seeded())
+    half = deviations * draws.std(0) / 20  # of the mean of 400
+    assert ((found.mean - found.low) / half).mean().item() == pytest.approx(1, abs=0.03)
+    assert ((found.high - found.mean) / half).mean().item() == pytest.approx(1, abs=0.03)
