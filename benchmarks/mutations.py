@@ -87,13 +87,16 @@ def outcome(tests: list[str]) -> str:
     return "killed"
 
 
-def tried(path: Path, tests: list[str], each: int, seed: int) -> Iterator[tuple[str, str]]:
-    """The outcome of each fault that is drawn, and the fault as a difference of lines."""
+def tried(path: Path, tests: list[str], each: int, seed: int, before: str) -> Iterator[tuple[str, str]]:
+    """The outcome of each fault that is drawn, and the fault as a difference of lines; `before` is an earlier note."""
     every = faults(path)
+    # As long as a module has as many possible faults, the same ones are drawn, and what was killed stays killed.
+    known = f"| {path} | {len(every)} | {min(each, len(every))} |" in before
     for name, number in random.Random(f"{seed} {path}").sample(every, min(each, len(every))):
-        with use_mutation(path, get_operator(name)(), number) as (before, after):
-            lines = difflib.unified_diff(before.splitlines(), after.splitlines(), str(path), str(path), "", "", 1, "")
-            yield outcome([str(path), *tests]), "\n".join(list(lines)[2:])
+        with use_mutation(path, get_operator(name)(), number) as (sound, broken):
+            lines = difflib.unified_diff(sound.splitlines(), broken.splitlines(), str(path), str(path), "", "", 1, "")
+            fault = "\n".join(list(lines)[2:])
+            yield "killed" if known and fault not in before else outcome([str(path), *tests]), fault
 
 
 def main() -> None:
@@ -102,12 +105,14 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=8, help="faults per module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[], help="these modules")
+    parser.add_argument("--again", type=Path, help="an earlier note of the same draw: only its survivors are tried")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
     here, command = Path.cwd(), f"python -m benchmarks.mutations {' '.join(sys.argv[1:])}"
     rows, survivors, counts = [], [], [0, 0]
+    before = args.again.read_text(encoding="utf-8") if args.again else ""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         ignored = shutil.ignore_patterns(".*", "runs", "__pycache__", "build", "dist")
@@ -120,11 +125,12 @@ def main() -> None:
             if paths and outcome([part, *tests]) != "survived":
                 raise SystemExit(f"the tests of {part} fail before anything is changed")
             for path in paths:
-                found = list(tried(path, tests, args.each, args.seed))
+                found = list(tried(path, tests, args.each, args.seed, before))
                 killed = sum(how == "killed" for how, _ in found)
                 counts = [counts[0] + killed, counts[1] + len(found)]
                 rows.append(f"| {path} | {len(faults(path))} | {len(found)} | {killed} |")
                 print(rows[-1], flush=True)
+                print("\n".join(fault for how, fault in found if how == "survived"), flush=True)
                 survivors += [(path, fault) for how, fault in found if how == "survived"]
         os.chdir(here)
     lines = ["# Mutation testing", "", *header(command), "", f"{counts[0]} of {counts[1]} faults are killed.", ""]
