@@ -8,7 +8,7 @@ import torch
 from infoprune.information.entropy import conditional_mutual_information
 from infoprune.information.gram import delta, delta_distances, filter_exponents
 from infoprune.information.permutation import _problem, cmi_permutation
-from infoprune.information.selection import VARIANTS, Selection, Variant, width_interval
+from infoprune.information.selection import VARIANTS, Selection, Variant, packed, unpacked, width_interval
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -129,3 +129,12 @@ def test_the_papers_kernel_on_labels() -> None:
     assert problem.label_kernel[0, 4].item() == 1
     assert problem.label_kernel[0, 1].item() == pytest.approx(math.exp(-1 / sigma**2))
     assert problem.variant == Variant(1.01, False, False, True, False, False, False)  # Algorithm 1 as printed
+
+
+def test_selections_come_back_from_tensors() -> None:
+    found = []
+    for seed in (1, 2):
+        maps, labels = informative(4, 6)
+        found.append(cmi_permutation(filter_exponents(maps), labels, generator=seeded(seed)))
+    assert all(selection.steps for selection in found)
+    assert unpacked(packed(found)) == found

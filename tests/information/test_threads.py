@@ -19,6 +19,7 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert core_count() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert core_count() == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert core_count() == 1
