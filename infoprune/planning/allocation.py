@@ -93,26 +93,28 @@ def meet(budget: Budget, spans: Sequence[Span], share_of: ShareOf) -> dict[str, 
         low, high = (middle, high) if budget.met(widths_at(middle)[0]) else (low, middle)
     widths, wanted = widths_at(low)
     # Rounding down left some of the budget: give it back where it took the most.
-    widen(budget, lambda: sorted(spans, key=lambda span: widths[span.group.name] - wanted[span.group.name]), widths)
+    widen(budget, spans, lambda span: widths[span.group.name] - wanted[span.group.name], widths)
     return widths
 
 
-def widen(budget: Budget, order: Callable[[], Sequence[Span]], widths: dict[str, int]) -> None:
+def widen(budget: Budget, spans: Sequence[Span], turn: Callable[[Span], float], widths: dict[str, int]) -> None:
     """Gives groups single steps more, one each in every round, until no step keeps the budget.
 
     Args:
         budget: the limits.
-        order: who comes first in the next round.
+        spans: the widths that each group may have.
+        turn: asked before each round; the least goes first.
         widths: changed in place.
     """
-    given = True
-    while given:
-        given = False
-        for span in order():
-            name = span.group.name
-            before = widths[name]
-            widths[name] = span.wider(before)
-            if widths[name] != before and budget.met(widths):
-                given = True
-            else:
-                widths[name] = before
+    left = list(spans)
+    while left:  # a step that the budget does not allow is not allowed when others are wider either
+        left = [span for span in sorted(left, key=turn) if _stepped(budget, span, widths)]
+
+
+def _stepped(budget: Budget, span: Span, widths: dict[str, int]) -> bool:
+    before = widths[span.group.name]
+    widths[span.group.name] = span.wider(before)
+    if widths[span.group.name] != before and budget.met(widths):
+        return True
+    widths[span.group.name] = before
+    return False

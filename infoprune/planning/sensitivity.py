@@ -74,7 +74,7 @@ def cheapest(table: Table, budget: Budget, spans: Sequence[Span]) -> dict[str, i
     descent = _Descent(table, budget, spans)
     descent.run()
     # Large steps may have gone further than needed: the dearest groups get the rest back.
-    widen(budget, lambda: sorted(spans, key=descent.price_up, reverse=True), descent.widths)
+    widen(budget, spans, lambda span: -descent.price_up(span), descent.widths)
     return descent.widths
 
 
