@@ -10,6 +10,7 @@ from infoprune.errors import UserError
 from infoprune.planning import plan
 from infoprune.planning.constraints import Constraints, feasibility
 from infoprune.planning.ranking import Ranking
+from infoprune.planning.recommending import recommend
 from infoprune.planning.sensitivity import _loss
 from tests.test_planning import line, scored
 
@@ -270,3 +271,19 @@ def test_the_least_measured_width_is_rounded_up_to_a_multiple() -> None:
     table = {name: {16: 0.0, 6: 1.0} for name in ("conv0", "conv1")}
     found = plan([scored(graph)], graph, table, rank_by="l2", macs=0.32, round_to=4, allocation="sensitivity")
     assert [group.width_after for group in found.groups] == [8, 8]
+
+
+def test_recommendations_say_whose_they_are() -> None:
+    graph = line(16, 16, 16, 2)
+    found = [
+        Finding("a", widths={"conv0": 4, "conv1": 7}),
+        Finding("b", widths={"conv0": 8}),
+        Finding("c", widths={"conv0": 9}),
+    ]
+    rows = {row.group: row for row in recommend(found, graph, Constraints(round_to=4))}
+    assert (rows["conv0"].recommended, rows["conv0"].reason) == (8, "median of 3")
+    assert rows["conv1"].reason == "as a says (7), brought to what the constraints allow"
+    assert rows["conv1"].recommended == 8
+    assert (rows["conv2"].recommended, rows["conv2"].reason) == (16, "no analysis recommends a width here")
+    assert rows["conv0"].saves_macs == 64 * 9 * (8 * 3 + 8 * 16)
+    assert rows["conv0"].saves_parameters == 9 * (8 * 3 + 8 * 16) + 8
