@@ -22,8 +22,8 @@ def test_filters_taken_together(count: int) -> None:
 
 
 def test_maps_scored_together() -> None:
-    maps = torch.zeros(N, 40, 5, 5)
-    each = 8 * (2 * N * 25) + EACH
+    maps = torch.zeros(N, 40, 6, 8)
+    each = 8 * (2 * N * 48) + EACH
     assert [chunk.shape[1] for chunk in _chunks(maps, 2 * 3 * each, workers=2)] == [3] * 13 + [1]
     assert [chunk.shape[1] for chunk in _chunks(maps, 1, workers=2)] == [1] * 40
     assert [chunk.shape[1] for chunk in _chunks(maps, 2**40, workers=2)] == [10] * 4  # two chunks for each worker
