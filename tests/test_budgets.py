@@ -250,6 +250,13 @@ def test_floors_that_the_budget_lowers_stay_multiples(macs: float) -> None:
     assert found.macs_after <= macs * found.macs_before
 
 
+def test_a_floor_gives_way_in_whole_steps() -> None:
+    graph = line(32, 32, 32, 2)
+    advice = Finding("cmi_permutation", widths={"conv0": 28})
+    found = plan([scored(graph), advice], graph, rank_by="l2", macs=0.05, round_to=4, width_by=["cmi_permutation"])
+    assert [group.width_after for group in found.groups] == [12, 4, 4]  # 7 · 12 + 24 of 110 units; 16 are too many
+
+
 def test_costs_and_shares_are_said_in_their_units() -> None:
     graph = line(32, 32, 2)
     found = plan([scored(graph)], graph, rank_by="l2", macs=0.5, parameters=0.6)
