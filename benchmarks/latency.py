@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks.information.machine import header
 from infoprune import recipe
 from infoprune.analyses.baselines import L2
+from infoprune.errors import UserError
 from infoprune.exporting import export
 from infoprune.observing import analyze
 from infoprune.pipeline import Run
@@ -119,8 +120,13 @@ def main() -> None:
     if len(args.round_to) > 1:
         share = args.shares[min(1, len(args.shares) - 1)]
         lines += ["", f"Widths in multiples of so many channels, {share:.1%} of the MACs at most:", ""]
-        multiples = {f"round_to = {multiple}": cut(share, multiple) for multiple in args.round_to}
-        lines += rows({"unpruned": base, **multiples}, images, args.batches, args.seconds)
+        multiples, beyond = {}, []
+        for multiple in args.round_to:
+            try:
+                multiples[f"round_to = {multiple}"] = cut(share, multiple)
+            except UserError as error:
+                beyond += ["", f"round_to = {multiple}: {error}"]
+        lines += [*rows({"unpruned": base, **multiples}, images, args.batches, args.seconds), *beyond]
     print("\n".join(lines))
     if args.output:
         args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -48,58 +48,6 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- evaluate ---
-
-
-def test_a_score_is_the_mean_over_samples_not_over_batches() -> None:
-    logits, labels = torch.randn(7, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    parts = [(logits[:5], labels[:5]), (logits[5:], labels[5:])]
-    score = evaluate(nn.Identity(), parts)
-    assert score.samples == 7
-    assert score.accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
-    assert score.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-6)
-
-
-def test_evaluation_uses_running_statistics_and_puts_every_mode_back() -> None:
-    model = network(dropout=0.5).train()
-    model[1].eval()  # norms frozen by the user
-    before = state(model)
-    assert evaluate(model, batches()) == evaluate(model, batches())
-    assert same(before, state(model))
-    assert [module.training for module in model] == [True, False, True, True, True]
-
-
-def test_modes_come_back_after_an_error_too() -> None:
-    model = network().train()
-    with pytest.raises(UserError):
-        evaluate(model, [])
-    assert model.training
-
-
-def test_progress_counts_batches() -> None:
-    seen: list[tuple[int, int]] = []
-    evaluate(network(), batches(), lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "words"),
-    [
-        (torch.zeros(2, 3), torch.tensor([0, 3]), r"labels 0..3, but the model has 3 outputs"),
-        (torch.zeros(2, 3), torch.tensor([-1, 2]), r"labels -1..2"),
-        (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "batch 1: the model's logits hold NaN"),
-        (torch.zeros(2, 3, 4), torch.tensor([0, 1]), r"gave \[2, 3, 4\].*expected logits"),
-        (torch.zeros(2, 3), torch.zeros(2, 3), r"for labels \[2, 3\]"),
-    ],
-)
-def test_what_cannot_be_scored_is_named(images: Tensor, labels: Tensor, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        evaluate(nn.Identity(), [(images, labels)])
-    if not images.isnan().any():
-        with pytest.raises(UserError, match=words):
-            finetune(nn.Sequential(nn.Identity(), nn.PReLU()), [(images, labels)], epochs=1)
-
-
 # --- the learning rate ---
 
 

@@ -94,7 +94,7 @@ def finetune(
         accumulation: batches per step of the optimizer.
         ema: decay per step, such as 0.999, of a running mean of the weights, which is then what is kept; 0 for none.
         precision: of products: "auto" (bfloat16 on GPUs that have it), "float32", "bfloat16" or "float16".
-        channels_last: memory layout of maps; if not given, on GPUs only.
+        channels_last: memory layout of maps; if not given, on GPUs where the network computes with it.
         patience: epochs without a better validation after which training ends early; 0 for never.
         keep: the weights of the "last" epoch, or of the "best" on the validation batches.
         seed: of dropout and the like; the order of the images has its own seed, in the batches.

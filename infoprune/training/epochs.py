@@ -23,6 +23,7 @@ from infoprune.training.measuring import (
     Tally,
     check_batch,
     device_of,
+    layout_for,
     length_of,
     measure,
     users_metric,
@@ -132,6 +133,9 @@ class Training:
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = images.to(self.device), labels.to(self.device)
+        if not self.checked and self.options.channels_last is None and self.layout == torch.channels_last:
+            self.layout = layout_for(self.model, images)
+            self.model.to(memory_format=self.layout)
         images, target = self.mixer(images, labels)
         if images.ndim == 4:
             images = images.contiguous(memory_format=self.layout)
