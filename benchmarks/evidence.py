@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.information.machine import header
 from infoprune import recipe, registry
+from infoprune.allocator import keep_freed_memory
 from infoprune.artifacts import Cell
 from infoprune.comparing import RANDOM, SMALL, compare
 from infoprune.peers import CRITERIA
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="run directory, where cells are kept between calls")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.evidence {' '.join(sys.argv[1:])}")
     base = Run(recipe.read(args.recipe, args.given), args.folder).base

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.information.machine import header
 from infoprune import checkpoint, recipe
+from infoprune.allocator import keep_freed_memory
 from infoprune.analyses.data_processing import DataProcessing
 from infoprune.artifacts import ChannelGraph, Plan
 from infoprune.narrowing import narrowed
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="run directory, where findings are kept")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.recommendations {' '.join(sys.argv[1:])}")
     wanted = [] if args.depth else [f"analyses.{name}={{}}" for name in ADVISING]

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "infoprune"
 # Higher rooms import lower ones; rooms on one floor do not import each other.
 FLOORS = {
     "errors": 0,
+    "allocator": 0,
     "modes": 0,
     "displaying": 0,
     "notebook": 0,

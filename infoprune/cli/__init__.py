@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from infoprune import __version__
+from infoprune.allocator import keep_freed_memory
 from infoprune.cli.advice import depth, inspect, widths
 from infoprune.cli.comparison import compare
 from infoprune.cli.display import failures
@@ -36,6 +37,7 @@ class _Map(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
+        keep_freed_memory()
         with failures(ctx.meta), interruptible(ctx.meta):
             return super().invoke(ctx)
 
