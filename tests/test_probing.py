@@ -1,10 +1,16 @@
-"""Measured sensitivity is judged by images that the refit has not seen."""
+"""Measured sensitivity: it sees which filters are free, judged by images that the refit has not seen."""
 
+import copy
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from infoprune.errors import UserError
+from infoprune.planning.sensitivity import allocate
 from infoprune.pruning import channel_graph
 from infoprune.repairing.probing import measure_sensitivity
+from tests.test_repairing import Chain, duplicate, images, settled
 
 
 class Wide(nn.Module):
@@ -27,3 +33,22 @@ def test_a_refit_that_can_fit_anything_does_not_make_channels_free() -> None:
     table = measure_sensitivity(model, graph, {"first": torch.rand(64)}, batches, shares=(0.9, 0.5))
     assert table["first"][32] > table["first"][58] > 0.01
     assert table["first"][64] == 0
+
+
+def test_sensitivity_sees_which_filters_are_free_and_leaves_the_model_alone() -> None:
+    torch.manual_seed(0)
+    batches = images(4)
+    model = settled(Chain(), batches)
+    duplicate(model.first, model.norm1, [2, 3, 4, 5])
+    state = copy.deepcopy(model.state_dict())
+    graph = channel_graph(model, torch.zeros(1, 3, 8, 8))
+    scores = {"first": torch.arange(6, 0, -1), "second": torch.arange(4, 0, -1)}
+    table = measure_sensitivity(model, graph, scores, batches, shares=(0.3, 0.5))
+    assert set(table["first"]) == {6, 3, 2}
+    assert table["first"][2] < 1e-6 < table["second"][2]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    widths = allocate(table, graph, 0.6)
+    assert widths["first"] < 6
+    assert graph.macs(widths) <= 0.6 * graph.macs({})
+    with pytest.raises(UserError, match="out of reach"):
+        allocate(table, graph, 0.01)

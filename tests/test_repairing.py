@@ -11,12 +11,8 @@ from torch.nn import functional as F
 from infoprune.artifacts import ChannelGraph, GroupPlan, Plan
 from infoprune.errors import UserError
 from infoprune.models import cifar_resnet
-from infoprune.planning.sensitivity import allocate
 from infoprune.pruning import channel_graph, prune
 from infoprune.repairing import recalibrate, repair
-from infoprune.repairing.probing import measure_sensitivity
-from infoprune.repairing.reconstructing import find_blocks, reconstruct
-from infoprune.repairing.ridge import Moments, fit
 
 Kept = dict[str, tuple[int, ...]]
 
@@ -266,27 +262,6 @@ def test_an_untraceable_model_is_refitted_to_its_layers_own_outputs() -> None:
     assert difference(pruned, model) < 5e-6
 
 
-def test_reconstruction_lowers_every_blocks_error() -> None:
-    model, pruned, graph, kept, batches = resnet()
-    modes = [module.training for module in pruned.modules()]
-    report = repair(pruned, model, graph, kept, batches, method="reconstruct", steps=20)
-    blocks = [layer for layer in report.layers if layer.target == "block"]
-    assert len(blocks) >= 3
-    assert all(block.error_after <= block.error_before for block in blocks)
-    assert sum(block.error_after < block.error_before for block in blocks) >= 2
-    assert modes == [module.training for module in pruned.modules()]
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in pruned.parameters())
-
-
-def test_reconstruction_of_no_steps_corrects_statistics_and_changes_no_output() -> None:
-    model, pruned, graph, kept, batches = resnet()
-    before = copy.deepcopy(pruned)
-    reconstruct(pruned, model, graph, kept, batches, steps=0)
-    assert difference(pruned, before) < 1e-5
-    norm, old = pruned.layer1[0].bn2, before.layer1[0].bn2
-    assert not torch.allclose(norm.running_mean, old.running_mean, atol=1e-2)
-
-
 def test_recalibration_finds_the_mean_and_variance_of_all_batches() -> None:
     batches = images(4, 8)
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.9))
@@ -299,68 +274,6 @@ def test_recalibration_finds_the_mean_and_variance_of_all_batches() -> None:
     assert model[0].momentum == 0.1
     assert not model[0].training
     assert model[1].training
-
-
-def test_ridge_agrees_with_a_direct_solution() -> None:
-    x, noise = torch.randn(2, 5, 400, dtype=torch.float64), torch.randn(2, 3, 400, dtype=torch.float64)
-    weight = torch.randn(2, 3, 5, dtype=torch.float64)
-    y = weight @ x + 1.0 + 0.1 * noise
-    sums = Moments(2, 5, 3)
-    sums.add(x[:, :, :300], y[:, :, :300])
-    sums.add(x[:, :, 300:], y[:, :, 300:])
-    start = torch.zeros(2, 3, 5)
-    found = fit(sums, Moments(2, 5, 3), start, torch.zeros(2, 3), strengths=[1e-12])
-    for group in range(2):
-        design = torch.cat([x[group], torch.ones(1, 400)]).T
-        direct = torch.linalg.lstsq(design, y[group].T).solution.T
-        assert torch.allclose(found.weight[group], direct[:, :5], atol=1e-8)
-        assert torch.allclose(found.bias[group], direct[:, 5], atol=1e-8)
-    left = (y - found.weight @ x - found.bias.unsqueeze(2)).square().sum((0, 1)).mean()
-    assert sums.error(found.weight, found.bias) == pytest.approx(float(left), rel=1e-6)
-
-
-def test_the_map_as_it_was_wins_where_the_target_is_noise() -> None:
-    train, held = Moments(1, 40, 2), Moments(1, 40, 2)
-    for sums in (train, held):
-        sums.add(torch.randn(1, 40, 50), torch.randn(1, 2, 50))
-    found = fit(train, held, torch.zeros(1, 2, 40), torch.zeros(1, 2), intercept=False, strengths=[1e-9, 1e-3])
-    assert found.strength == float("inf")
-    assert found.error_after == found.error_before
-    assert torch.equal(found.weight, torch.zeros(1, 2, 40, dtype=torch.float64))
-
-
-def test_sensitivity_sees_which_filters_are_free_and_leaves_the_model_alone() -> None:
-    batches = images(4)
-    model = settled(Chain(), batches)
-    duplicate(model.first, model.norm1, [2, 3, 4, 5])
-    state = copy.deepcopy(model.state_dict())
-    graph = channel_graph(model, torch.zeros(1, 3, 8, 8))
-    scores = {"first": torch.arange(6, 0, -1), "second": torch.arange(4, 0, -1)}
-    table = measure_sensitivity(model, graph, scores, batches, shares=(0.3, 0.5))
-    assert set(table["first"]) == {6, 3, 2}
-    assert table["first"][2] < 1e-6 < table["second"][2]
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    widths = allocate(table, graph, 0.6)
-    assert widths["first"] < 6
-    assert graph.macs(widths) <= 0.6 * graph.macs({})
-    with pytest.raises(UserError, match="out of reach"):
-        allocate(table, graph, 0.01)
-
-
-def test_blocks_are_cut_where_one_value_is_alive() -> None:
-    from infoprune.repairing.lockstep import Walker
-
-    model = cifar_resnet.build(depth=8)
-    outputs = {name: range(m.out_channels) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    blocks = find_blocks(Walker(model), model, {**outputs, "linear": range(10)})
-    convolutions = [[name for name in block.modules if "conv" in name or name == "linear"] for block in blocks]
-    # The stem runs until the first sum, since the shortcut reads its output.
-    assert convolutions == [
-        ["conv1", "layer1.0.conv1", "layer1.0.conv2"],
-        ["layer2.0.conv1", "layer2.0.conv2"],
-        ["layer3.0.conv1", "layer3.0.conv2"],
-        ["linear"],
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["compensate", "reconstruct", "batch_norm"])
