@@ -5,8 +5,10 @@
 
 Widths: networks of equal multiply-accumulates are trained from scratch on an equal schedule, three seeds each: the
 widths that a run chooses (measured sensitivity), those in proportion to what an analysis recommends, uniform ones, and
-random ones. Depth: every block that could give way to the identity is removed alone and the network repaired; the
-accuracy is that on the validation split, and beside it stands what `data_processing` says of the block.
+random ones. What is trained is written down under the folder, and the same command goes on with the rest;
+`--set finetune.precision=bfloat16` computes all of them in fewer bits. Depth: every block that could give way to the
+identity is removed alone and the network repaired; the accuracy is that on the validation split, and beside it stands
+what `data_processing` says of the block.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.information.machine import header
-from infoprune import checkpoint, recipe
+from infoprune import checkpoint, recipe, store
 from infoprune.allocator import keep_freed_memory
 from infoprune.analyses.data_processing import DataProcessing
 from infoprune.artifacts import ChannelGraph, Plan
@@ -79,7 +81,9 @@ def trained(job: Run, widths: Mapping[str, int], seed: int, epochs: int, images:
     torch.manual_seed(seed)
     model = checkpoint.build(reference).to(job.device)
     batches = job.batches("train", seed, images)
-    finetune(model, batches, job.batches("validation"), epochs=epochs, learning_rate=rate, seed=seed)
+    given = job.settings.verbs["finetune"]
+    faster = {name: given[name] for name in ("precision", "channels_last") if name in given}
+    finetune(model, batches, job.batches("validation"), epochs=epochs, learning_rate=rate, seed=seed, **faster)
     return job.graph.macs(dict(widths)), evaluate(model, job.batches("test")).accuracy
 
 
@@ -87,8 +91,16 @@ def widths_rows(job: Run, args: argparse.Namespace) -> list[str]:
     """A row per way of choosing widths."""
     lines = [f"{args.epochs} epochs on {args.images or 'all'} training images from new weights, {SEEDS} seeds.", ""]
     lines += ["| widths | share of MACs | test accuracy | single seeds |", "|---|---|---|---|"]
+    path = job.out / "trainings.json"
+    known: dict[str, Any] = store.read_json(path) if path.exists() else {}
     for name, ways in candidates(job, args.share).items():
-        found = [trained(job, widths, seed, args.epochs, args.images, args.rate) for seed, widths in enumerate(ways)]
+        found = []
+        for seed, widths in enumerate(ways):
+            key = repr((widths, seed, args.epochs, args.images, args.rate, job.settings.verbs["finetune"]))
+            if key not in known:
+                known[key] = trained(job, widths, seed, args.epochs, args.images, args.rate)
+                store.write_json(path, known)
+            found.append(known[key])
         scores = [100 * accuracy for _, accuracy in found]
         cost = mean(macs for macs, _ in found) / job.graph.unpruned.macs
         singles = ", ".join(f"{score:.2f}" for score in scores)
