@@ -13,9 +13,9 @@ def keep_freed_memory() -> bool:
     """Keeps freed memory in the process instead of handing it back, and says whether that could be arranged.
 
     Unless told so, glibc returns the maps of a layer to the system when they are freed, and gets pages for the next
-    layer's one by one: up to half of the processor time of a network on a CPU (`benchmarks/results/freed-memory.md`). Blocks
-    of 1 GiB and more still go back. For a process of one's own, as the command line is; a library leaves that to its
-    user. Another C library, and settings in the environment, stay as they are.
+    layer's one by one: up to half of the processor time of a network on a CPU (`benchmarks/results/freed-memory.md`).
+    Blocks of 1 GiB and more still go back. For a process of one's own, as the command line is; a library leaves that to
+    its user. Another C library, and settings in the environment, stay as they are.
     """
     if any(name in os.environ for name in GIVEN):
         return False
