@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from infoprune.errors import UserError
 from infoprune.training import evaluate, finetune
 from infoprune.training.descent import Options
+from tests.test_objectives import PLAIN
 from tests.test_training import batches, network, same, state
 
 
@@ -117,3 +118,22 @@ def test_training_finds_its_layout_too(kind: type[nn.Sequential], monkeypatch: p
     finetune(model, [(IMAGES, LABELS)], **given)
     assert seen == [True, kind is nn.Sequential, kind is nn.Sequential]
     assert model[0].weight.is_contiguous()
+
+
+def test_channels_last_computes_the_same_and_is_undone() -> None:
+    results = []
+    for behind in (True, False, None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        layouts: list[bool] = []
+        hook = model[1].register_forward_hook(
+            lambda *seen, to=layouts: to.append(seen[2].is_contiguous(memory_format=torch.channels_last))
+        )
+        images, labels = torch.randn(30, 2, 6, 6), torch.arange(30) % 3
+        finetune(model, [(images, labels)], **PLAIN, channels_last=behind)
+        hook.remove()
+        assert layouts == [behind is True]
+        assert model[0].weight.is_contiguous()
+        results.append(model[0].weight)
+    torch.testing.assert_close(results[0], results[1])
+    assert torch.equal(results[1], results[2])

@@ -197,25 +197,6 @@ def test_lower_precision_learns_and_leaves_full_weights(precision: Any) -> None:
     assert evaluate(model, batches(None)).loss == pytest.approx(evaluate(full, batches(None)).loss, abs=0.02)
 
 
-def test_channels_last_computes_the_same_and_is_undone() -> None:
-    results = []
-    for behind in (True, False, None):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-        layouts: list[bool] = []
-        hook = model[1].register_forward_hook(
-            lambda *seen, to=layouts: to.append(seen[2].is_contiguous(memory_format=torch.channels_last))
-        )
-        images, labels = torch.randn(30, 2, 6, 6), torch.arange(30) % 3
-        finetune(model, [(images, labels)], **PLAIN, channels_last=behind)
-        hook.remove()
-        assert layouts == [behind is True]
-        assert model[0].weight.is_contiguous()
-        results.append(model[0].weight)
-    torch.testing.assert_close(results[0], results[1])
-    assert torch.equal(results[1], results[2])
-
-
 # --- features ---
 
 

@@ -57,7 +57,7 @@ def measure(
         for done, (loaded, given) in enumerate(batches, start=1):
             images, labels = loaded.to(device), given.to(device)
             layout = layout or layout_for(model, images)
-            logits = model(images.contiguous(memory_format=layout) if images.ndim == 4 else images)
+            logits = model(images.contiguous(memory_format=layout))
             check_batch(logits, labels, f"batch {done}")
             if not logits.isfinite().all():
                 raise UserError(
