@@ -21,9 +21,9 @@ from infoprune import recipe, registry
 from infoprune.allocator import keep_freed_memory
 from infoprune.artifacts import Cell
 from infoprune.comparing import RANDOM, SMALL, compare
+from infoprune.option_tables import PEER, RECIPE, UNIFORM
 from infoprune.peers import CRITERIA
 from infoprune.pipeline import Run
-from infoprune.settings import PEER, RECIPE, UNIFORM
 from infoprune.training import evaluate
 from infoprune.workspace import Silence
 

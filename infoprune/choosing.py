@@ -1,92 +1,36 @@
-"""From a recipe to its plan: analyses, blocks to remove, measured sensitivities and times, the search for a budget."""
+"""From a recipe to its plan: blocks to remove, the ranking, the search for a budget, each measured on validation."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from infoprune import checkpoint, distributed, store
-from infoprune.artifacts import Analysis, Finding, Plan, Timings
+from infoprune import checkpoint, store
+from infoprune.artifacts import Plan
 from infoprune.encoding import from_json, to_json
-from infoprune.errors import UserError, shortages
-from infoprune.observing import analyze
-from infoprune.planning import first_channels, plan
+from infoprune.errors import UserError
+from infoprune.planning import plan
 from infoprune.planning.budgets import check_latency
 from infoprune.planning.masks import read_masks
-from infoprune.planning.ranking import Ranking
-from infoprune.planning.searching import choose_blocks, search
+from infoprune.planning.ranking import BEST
+from infoprune.planning.searching import choose_blocks, choose_ranking, search
 from infoprune.profiling import measure_latency
 from infoprune.pruning import check_kept, prune
 from infoprune.repairing import repair
-from infoprune.repairing.probing import measure_sensitivity
-from infoprune.timing import CLOSE, measure_timings, plan_within
+from infoprune.surveying import Surveying, by_sensitivity
+from infoprune.timing import CLOSE, plan_within
 from infoprune.training import evaluate
-from infoprune.workspace import MADE_FROM, Workspace
+from infoprune.workspace import MADE_FROM
 
-# Activations of all of them are kept at once, and losses of single groups need no more.
-SENSITIVITY_BATCHES = 4
+# Plan options by name of the ranking that they have; the name is empty where there is nothing to choose.
+Ways = Mapping[str, Mapping[str, Any]]
 
 
-class Choosing(Workspace):
+class Choosing(Surveying):
     """The steps that lead to a plan; each first does those before it."""
-
-    def analyze(self) -> None:
-        """Runs the analyses whose findings are missing or came from something else, in one pass."""
-        if "analyze" in self._told:
-            return
-        self._told.add("analyze")
-        made_from = {
-            name: self.made_from(options) for name, options in self.settings.analyses.items() if name in self._analyses
-        }
-        stale: dict[str, Analysis] = {
-            name: analysis
-            for name, analysis in self._analyses.items()
-            if not self._is_there(self._finding_file(name), made_from[name])
-        }
-        if not stale:
-            self.progress.step("analyze", "up to date")
-            return
-        self.progress.step("analyze", "running")
-        groups = [group for group in self.graph.groups if not group.refusal]
-        layers = [member.layer for group in groups for member in group.members if member.side == "out"]
-        share = distributed.Share(self.calibration)
-        with shortages("analyze"):
-            found = analyze(
-                self.base,
-                share,
-                list(stale.values()),
-                lambda done: self.progress.advance("analyze", done, len(share)),
-                layers=layers,
-            )
-        for name, finding in zip(stale, found, strict=True) if distributed.is_first() else ():
-            store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **to_json(finding)})
-        distributed.wait()
-        self.progress.step("analyze", "done")
-
-    def _finding_file(self, name: str) -> Path:
-        return self.out / "findings" / f"{name.replace(':', '.').replace('/', '.')}.json"
-
-    @cached_property
-    def views(self) -> list[tuple[Tensor, Tensor]]:
-        """The calibration batches again, as often as asked for, with each image changed at random but in its place."""
-        wanted, run = self.settings.calibration, self.settings.run
-        if wanted.views and self.data.augment is None:
-            raise UserError(
-                f"[calibration] views = {wanted.views}, but '{self.data.name}' changes no images at random; set views "
-                "to 0, or give the data an augmentation"
-            )
-        how: dict[str, Any] = {"batch_size": wanted.batch_size, "seed": run.seed, "device": self.device}
-        views = [self.data.batches(wanted.split, augment=True, view=v + 1, **how) for v in range(wanted.views)]
-        return [pair for view in views for _, pair in zip(range(wanted.batches), view, strict=False)]
-
-    def findings(self) -> list[Finding]:
-        """What all analyses of the recipe found."""
-        paths = [self._finding_file(name) for name in self._analyses]
-        return [from_json(store.read_json(path), Finding, str(path)) for path in paths]
 
     def plan(self) -> None:
         """Chooses the channels to keep and writes `plan.json`, which may be edited by hand afterwards."""
@@ -96,13 +40,22 @@ class Choosing(Workspace):
         if isinstance(options["masks"], str):
             found = checkpoint.find_file(options["masks"], self.settings.folder)
             options["masks"] = read_masks(found)
-        inputs += self._measurements(options)
-        searching = self.settings.verbs["search"]
-        wanted = searching["max_loss"] is not None
-        made_from = self.made_from({**options, "search": searching} if wanted else options, *inputs)
+        ways = self.ways(options)
+        inputs += self._measurements(ways)
+        verbs = self.settings.verbs
+        searching = {"search": verbs["search"]} if verbs["search"]["max_loss"] is not None else {}
+        choosing = {"choose": verbs["choose"]} if len(ways) > 1 else {}
+        repaired = {"repair": verbs["repair"]} if searching or choosing else {}
+        made_from = self.made_from({**options, **searching, **choosing, **repaired}, *inputs)
 
         def make() -> None:
-            chosen = self._searched(options, searching, made_from) if wanted else self._planned(options)
+            if searching:
+                chosen = self._searched(ways, made_from)
+            elif choosing:
+                _, known, remember = self._remembered(self.out / "choice.json", made_from, len(ways))
+                chosen, _ = self._best(ways, known, remember)
+            else:
+                chosen = self._planned(*ways.values())
             groups = {group.name: group for group in self.graph_of(chosen.removed).groups}
             for name, kept in chosen.kept().items():
                 check_kept(groups[name], kept)
@@ -110,16 +63,23 @@ class Choosing(Workspace):
 
         self._step("plan", path, made_from, make)
 
-    def _measurements(self, options: Mapping[str, Any]) -> list[Path]:
+    def ways(self, options: Mapping[str, Any]) -> Ways:
+        """The plan options of every ranking that is to be tried; one entry, as they are, where nothing is to choose."""
+        if options["rank_by"] != BEST or options["masks"] is not None:
+            return {"": options}
+        return {name: {**options, "rank_by": name.split("+")} for name in self.settings.verbs["choose"]["among"]}
+
+    def _measurements(self, ways: Ways) -> list[Path]:
         """What the plan wants to have measured before, in the order in which it is."""
         files: list[Path] = []
+        options = next(iter(ways.values()))
         depth = self.settings.verbs["depth"]
         blocks = any(finding.removable for finding in self.findings()) and depth["depth_by"] != []
         if options["masks"] is None and (blocks or depth["remove"]):
             files.append(self._choose_blocks())
-        free = any(not group.refusal for group in self.graph_of(self._removed()).groups)
-        if free and _by_sensitivity(options):
-            files.append(self._measure_sensitivity())
+        removed = self._removed()
+        if any(not group.refusal for group in self.graph_of(removed).groups):
+            files += [self._measure_sensitivity(way, removed) for way in ways.values() if by_sensitivity(way)]
         if {options["latency"], options["latency_ms"]} != {None} or self.settings.verbs["search"][
             "budget"
         ] == "latency":
@@ -131,7 +91,7 @@ class Choosing(Workspace):
         check_latency(options["latency"], options["latency_ms"])
         graph = self.graph_of(self._removed())
         if options["latency"] is None and options["latency_ms"] is None:
-            return plan(self.findings(), graph, self.sensitivity(), **options)
+            return plan(self.findings(), graph, self._sensitivity(options), **options)
         timings = self._timings()
         images = self.calibration[0][0][: timings.batch]
         whole = measure_latency(self.base, images).median
@@ -139,7 +99,9 @@ class Choosing(Workspace):
 
         def plan_for(target: float) -> Plan:
             limit = {**options, "latency": target, "latency_ms": None}
-            return plan(self.findings(), graph, self.sensitivity(), lambda w: timings.predict(graph, w), **limit)
+            return plan(
+                self.findings(), graph, self._sensitivity(options), lambda w: timings.predict(graph, w), **limit
+            )
 
         def time_of(found: Plan) -> float:
             return measure_latency(prune(self.base, found), images).median
@@ -150,22 +112,49 @@ class Choosing(Workspace):
             note += f"; {asked:.1%} was asked for and not reached, since what layers take is not all that takes time"
         return replace(found, notes=(*found.notes, note))
 
-    def _searched(self, options: Mapping[str, Any], how: Mapping[str, Any], made_from: Mapping[str, Any]) -> Plan:
+    def _best(
+        self,
+        ways: Ways,
+        known: Mapping[str, float] | None = None,
+        remember: Callable[[Mapping[str, float]], None] | None = None,
+    ) -> tuple[Plan, float]:
+        """The plan of these that keeps most accuracy on validation data after repair, and that accuracy."""
+        plans: dict[str, Plan] = {}
+
+        def attempt(name: str) -> float:
+            plans[name] = self._planned(ways[name])
+            return self.validated(plans[name])
+
+        found = choose_ranking(attempt, known, remember, among=list(ways))
+        chosen = plans.get(found.best) or self._planned(ways[found.best])
+        if len(ways) > 1:
+            others = ", ".join(f"{name} {found.tried[name]:.2%}" for name in ways if name != found.best)
+            note = f"ranked by {found.best}: {found.tried[found.best]:.2%} on validation after repair ({others})"
+            chosen = replace(chosen, notes=(*chosen.notes, note))
+        return chosen, found.tried[found.best]
+
+    def _searched(self, ways: Ways, made_from: Mapping[str, Any]) -> Plan:
         """The smallest budget's plan that loses no more on validation data than asked for."""
+        how = self.settings.verbs["search"]
         path, budget = self.out / "search.json", how["budget"]
-        unlimited = {**options, "macs": None, "parameters": None, "bytes": None, "latency": None, "latency_ms": None}
+        unlimited = dict.fromkeys(("macs", "parameters", "bytes", "latency", "latency_ms"))
+        plans: dict[float, Plan] = {}
+
+        def limited(share: float) -> Ways:
+            return {name: {**way, **unlimited, budget: share} for name, way in ways.items()}
 
         def attempt(share: float) -> float:
             try:
-                found = self._planned({**unlimited, budget: share})
+                plans[share], accuracy = self._best(limited(share))
             except UserError:  # out of reach; the next share up is tried
                 return math.nan
-            return self._validated(found)
+            return accuracy
 
         halvings = math.ceil(math.log2(max(1.0, (1 - how["least"]) / max(how["tolerance"], 1e-6))))
         base, known, remember = self._remembered(path, made_from, 1 + halvings)
         found = search(attempt, base, known, remember, **how)
-        chosen = self._planned({**unlimited, budget: found.share})
+        # Of a search that went on, the plan is made again; where nothing is to choose, its accuracy is known.
+        chosen = plans.get(found.share) or self._best(limited(found.share), {"": found.accuracy})[0]
         note = (
             f"the smallest share of {budget} tried that loses at most {how['max_loss']:g} points on validation is "
             f"{found.share:.1%} ({base:.2%} before, {found.accuracy:.2%} after repair; {len(found.tried)} tried)"
@@ -185,7 +174,7 @@ class Choosing(Workspace):
 
             def attempt(blocks: tuple[str, ...]) -> float:
                 graph = self.graph_of(blocks)
-                return self._validated(
+                return self.validated(
                     Plan((), {}, graph.unpruned.macs, graph.macs({}), graph.input_shape, removed=blocks)
                 )
 
@@ -227,7 +216,7 @@ class Choosing(Workspace):
 
         return base, known, remember
 
-    def _validated(self, chosen: Plan) -> float:
+    def validated(self, chosen: Plan) -> float:
         """Validation accuracy of a plan's network after repair."""
         model = prune(self.base, chosen)
         options = self.settings.verbs["repair"]
@@ -239,60 +228,8 @@ class Choosing(Workspace):
         batches = self.data.batches("validation", batch_size=self.settings.run.batch_size, device=self.device)
         return evaluate(model, batches).accuracy
 
-    def _measure_sensitivity(self) -> Path:
-        """Measures, if the plan wants it, what each group costs at several widths; `sensitivity.json` keeps it."""
-        options, how = self.settings.verbs["sensitivity"], self.settings.verbs["plan"]
-        path = self.out / "sensitivity.json"
-        ranked = {key: how[key] for key in ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")}
-        ranking, removed = Ranking(self.findings(), *ranked.values()), self._removed()
-        inputs = [self._finding_file(finding.analysis) for finding in (*ranking.main, *ranking.more)]
-        made_from = self.made_from({**options, **ranked, "removed": removed}, *inputs)
-
-        def make() -> None:
-            graph = self.graph_of(removed)
-            scores = {group.name: ranking.scores(group) for group in graph.groups if not group.refusal}
-            few = self.calibration[:SENSITIVITY_BATCHES]
-            try:
-                table = measure_sensitivity(self.base, graph, scores, few, self._advance("sensitivity"), **options)
-            except UserError:
-                if how["allocation"] is not None:
-                    raise
-                table = {}  # Not every model can be traced, and nobody asked for it: widths are uniform then.
-            store.write_json(path, {MADE_FROM: made_from, "losses": table})
-
-        self._step("sensitivity", path, made_from, make)
-        return path
-
     def sensitivity(self) -> dict[str, dict[int, float]]:
-        """Per group, width -> loss, as measured; empty where the plan needs none."""
-        path = self.out / "sensitivity.json"
-        if not _by_sensitivity(self.settings.verbs["plan"]) or not path.exists():
-            return {}
-        return from_json(store.read_json(path).get("losses"), dict[str, dict[int, float]], str(path))
-
-    def _measure_timings(self) -> Path:
-        """Measures, if the plan wants it, what layers take at several widths; `timings.json` keeps it."""
-        path, options = self.out / "timings.json", self.settings.verbs["timings"]
-        made_from = self.made_from({**options, "device": str(self.device)})
-
-        def narrowed(share: float) -> tuple[nn.Module, Mapping[str, int]]:
-            chosen = first_channels(self.graph, share)
-            return prune(self.base, chosen), {group.group: group.width_after for group in chosen.groups}
-
-        def make() -> None:
-            images = self.calibration[0][0]
-            found = measure_timings(self.base, images, self.graph, narrowed, self._advance("timings"), **options)
-            store.write_json(path, {MADE_FROM: made_from, **to_json(found)})
-
-        self._step("timings", path, made_from, make)
-        return path
-
-    def _timings(self) -> Timings:
-        path = self.out / "timings.json"
-        return from_json(store.read_json(path), Timings, str(path))
-
-
-def _by_sensitivity(options: Mapping[str, Any]) -> bool:
-    """Whether a plan with these options goes by measured sensitivity, where there is any."""
-    asked = options["allocation"] in ("sensitivity", None) and options["width_as"] != "prior"
-    return asked and options["masks"] is None
+        """Per group, width -> loss, as measured for the plan; empty where it needed none."""
+        options = self.settings.verbs["plan"]
+        ranking = self.planned.ranked_by.split("+") if options["rank_by"] == BEST else options["rank_by"]
+        return self._sensitivity({**options, "rank_by": ranking})

@@ -19,20 +19,26 @@ from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
 from infoprune.narrowing import narrowed
 from infoprune.observing import analyze
+from infoprune.option_tables import PEER, RECIPE, UNIFORM, CompareOptions
 from infoprune.peers import masks_of
 from infoprune.planning import plan
 from infoprune.planning.ranking import Ranking, best
+from infoprune.planning.searching import choose_ranking
 from infoprune.profiling import count_parameters, measure_latency
 from infoprune.pruning import prune
+from infoprune.recipe import bind
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
-from infoprune.settings import PEER, RECIPE, UNIFORM, CompareOptions
+from infoprune.surveying import by_sensitivity
 from infoprune.training import evaluate, finetune
 from infoprune.workspace import MADE_FROM
 
 RANDOM, SMALL = "control.random", "control.small_dense"
 RANKED = ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")
 CONTROLS = (RANDOM, f"{UNIFORM}l2", SMALL)
+# Plan options that all rows set anew, and those that only the recipe's own way, and what has its widths, goes by.
+BUDGETS = ("macs", "parameters", "bytes", "latency", "latency_ms", "masks")
+OWN, BY_RECIPE = ("rank_by", "redundancy_by", "redundancy_weight", "width_by"), (RECIPE, RANDOM, SMALL)
 
 
 class Comparison:
@@ -48,35 +54,50 @@ class Comparison:
         self.path = job.out / "compare.json"
         self._findings: dict[str, tuple[Finding, float]] = {}
         self._tables: dict[str, tuple[Mapping[str, Mapping[int, float]], float]] = {}
+        self._own: dict[float, tuple[Plan, float]] = {}
 
     def run(self) -> list[Cell]:
         """Measures every cell that is not known yet; `compare.json` and `compare.csv` hold all of them."""
         job, options = self.job, self.options
         verbs = {name: job.settings.verbs[name] for name in ("plan", "repair", "finetune", "sensitivity")}
-        made_from = job.made_from(
-            {
-                **verbs,
-                "analyses": job.settings.analyses,
-                "cut": options.cut,
-                "epochs": options.epochs,
-                "images": options.images,
-            }
-        )
-        before = store.read_json(self.path) if self.path.exists() else {}
-        rows = before.get("cells", []) if before.get(MADE_FROM) == made_from else []
-        cells = [from_json(row, Cell, str(self.path)) for row in rows]
-        known = {(cell.criterion, cell.share, cell.seed) for cell in cells}
+        verbs["plan"] = {name: value for name, value in verbs["plan"].items() if name not in (*BUDGETS, *OWN)}
+        how = {"cut": options.cut, "epochs": options.epochs, "images": options.images}
+        made_from = job.made_from({**verbs, **how})
         wanted = self._wanted()
+        criteria = to_json({name: self._options(name) for name in dict.fromkeys(name for name, _, _ in wanted)})
+        before = store.read_json(self.path) if self.path.exists() else {}
+        if before.get(MADE_FROM) != made_from:
+            before = {}
+        known_criteria = from_json(before.get("criteria", {}), dict[str, Any], str(self.path))
+        criteria = {**known_criteria, **criteria}
+        cells = from_json(before.get("cells", []), list[Cell], str(self.path))
+        cells = [cell for cell in cells if known_criteria.get(cell.criterion) == criteria.get(cell.criterion)]
+        known = {(cell.criterion, cell.share, cell.seed) for cell in cells}
         job.progress.advance("compare", 0, len(wanted))
         for done, key in enumerate(wanted, start=1):
             if key not in known:
                 cells.append(self._cell(*key))
-                store.write_json(self.path, {MADE_FROM: made_from, "cells": to_json(cells)})
+                store.write_json(self.path, {MADE_FROM: made_from, "criteria": criteria, "cells": to_json(cells)})
                 self._write_csv(cells)
             job.progress.advance("compare", done, len(wanted))
         place = {key: number for number, key in enumerate(wanted)}
         chosen = [cell for cell in cells if (cell.criterion, cell.share, cell.seed) in place]
         return sorted(chosen, key=lambda cell: place[cell.criterion, cell.share, cell.seed])
+
+    def _options(self, criterion: str) -> Mapping[str, Any]:
+        """What the rows of a criterion depend on that others do not: where it changes, they alone are measured anew."""
+        verbs, analyses = self.job.settings.verbs, self.job.settings.analyses
+        if criterion in BY_RECIPE:
+            own = {name: verbs["plan"][name] for name in OWN}
+            return {"plan": own, "choose": verbs["choose"], "analyses": analyses}
+        if criterion.startswith(PEER):
+            return {}
+        return {name: self._of_analysis(name) for name in criterion.removeprefix(UNIFORM).split("+")}
+
+    def _of_analysis(self, name: str) -> Mapping[str, Any]:
+        """The options of an analysis, as the recipe has them or by default."""
+        known = self.job.settings.analyses
+        return known[name] if name in known else bind(registry.find("analyses", name), {}, f"analyses.{name}")
 
     def _wanted(self) -> list[tuple[str, float, int]]:
         names = list(self.options.criteria)
@@ -136,27 +157,48 @@ class Comparison:
         if criterion in (RANDOM, SMALL):
             like, _ = self._plan(RECIPE, share, 0)
             return (like if criterion == SMALL else self._shuffled(like, seed)), time.perf_counter() - start
-        options = {**job.settings.verbs["plan"], "macs": share, "masks": None}
-        options |= dict.fromkeys(("parameters", "bytes", "latency", "latency_ms"))
-        ranking = options["rank_by"]
-        if criterion != RECIPE:
-            ranking = criterion.removeprefix(UNIFORM).split("+")
-            options |= {"rank_by": ranking, "redundancy_by": [], "width_by": []}
+        if criterion == RECIPE:
+            return self._recipes(share)
+        ranking = criterion.removeprefix(UNIFORM).split("+")
+        own: dict[str, Any] = {"rank_by": ranking, "redundancy_by": [], "width_by": []}
         if criterion.startswith(UNIFORM):
-            options["allocation"] = "uniform"
-        elif options["allocation"] == "sensitivity":
+            own["allocation"] = "uniform"
+        findings, spent = self._found(ranking, seed)
+        chosen, more = self._planned({**self._limited(share), **own}, findings, seed)
+        return chosen, spent + more
+
+    def _recipes(self, share: float) -> tuple[Plan, float]:
+        """The recipe's own plan, by its ranking or the one of several that keeps most accuracy on validation data."""
+        if share not in self._own:
+            job = self.job
+            findings, spent = self._found(list(job.settings.analyses), 0)
+            plans = {way: self._planned(how, findings, 0) for way, how in job.ways(self._limited(share)).items()}
+            spent += sum(seconds for _, seconds in plans.values())
+            best, start = next(iter(plans)), time.perf_counter()
+            if len(plans) > 1:
+                best = choose_ranking(lambda way: job.validated(plans[way][0]), among=list(plans)).best
+            self._own[share] = plans[best][0], spent + time.perf_counter() - start
+        return self._own[share]
+
+    def _limited(self, share: float) -> dict[str, Any]:
+        """The recipe's plan options with this budget alone."""
+        options = {**self.job.settings.verbs["plan"], **dict.fromkeys(BUDGETS), "macs": share}
+        if options["allocation"] == "sensitivity":
             options["allocation"] = None  # one grid spans all budgets: below what was measured, widths are uniform
-        names = [ranking] if isinstance(ranking, str) else list(ranking)
-        extra = [name for name in job.settings.analyses if name not in names] if criterion == RECIPE else []
-        found = [self._finding(name, seed) for name in (*names, *extra)]
-        spent = sum(seconds for _, seconds in found)
-        findings = [finding for finding, _ in found]
-        table: Mapping[str, Mapping[int, float]] | None = None
-        if options["allocation"] in (None, "sensitivity") and options["width_as"] != "prior":
-            table, more = self._table(criterion, Ranking(findings, *(options[name] for name in RANKED)), seed)
-            spent += more
+        return options
+
+    def _planned(self, options: Mapping[str, Any], findings: Sequence[Finding], seed: int) -> tuple[Plan, float]:
+        """A plan by these findings, and the seconds that it took, measured sensitivities included."""
+        table, spent = None, 0.0
+        if by_sensitivity(options):
+            table, spent = self._table(Ranking(findings, *(options[name] for name in RANKED)), seed)
         start = time.perf_counter()
-        return plan(findings, graph, table, **options), spent + time.perf_counter() - start
+        return plan(findings, self.job.graph, table, **options), spent + time.perf_counter() - start
+
+    def _found(self, names: Sequence[str], seed: int) -> tuple[list[Finding], float]:
+        """What analyses find, and the seconds of all of them."""
+        found = [self._finding(name, seed) for name in names]
+        return [finding for finding, _ in found], sum(seconds for _, seconds in found)
 
     def _finding(self, name: str, seed: int) -> tuple[Finding, float]:
         """What an analysis finds, run alone so that its cost is its own."""
@@ -164,9 +206,7 @@ class Comparison:
         if key not in self._findings:
             job = self.job
             analysis = (
-                Random(seed=seed)
-                if name == "random"
-                else registry.find("analyses", name)(**job.settings.analyses.get(name, {}))
+                Random(seed=seed) if name == "random" else registry.find("analyses", name)(**self._of_analysis(name))
             )
             groups = [group for group in job.graph.groups if not group.refusal]
             layers = [member.layer for group in groups for member in group.members if member.side == "out"]
@@ -175,8 +215,8 @@ class Comparison:
             self._findings[key] = finding, time.perf_counter() - start
         return self._findings[key]
 
-    def _table(self, criterion: str, ranking: Ranking, seed: int) -> tuple[Mapping[str, Mapping[int, float]], float]:
-        key = f"{criterion} {seed if criterion == 'random' else 0}"
+    def _table(self, ranking: Ranking, seed: int) -> tuple[Mapping[str, Mapping[int, float]], float]:
+        key = f"{ranking.name} {seed if 'random' in ranking.name else 0}"
         if key not in self._tables:
             job, start = self.job, time.perf_counter()
             scores = {group.name: ranking.scores(group) for group in job.graph.groups if not group.refusal}
@@ -199,7 +239,7 @@ class Comparison:
             GroupPlan(**{**vars(entry), "kept": tuple(masks[entry.group]), "reason": "drawn by chance"})
             for entry in like.groups
         )
-        return Plan(**{**vars(like), "groups": drawn})
+        return Plan(**{**vars(like), "groups": drawn, "ranked_by": ""})
 
     def _small(self, like: Plan, seed: int) -> nn.Module:
         """A network of a plan's widths with new weights."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import infoprune
-from infoprune import checkpoint, choosing, pipeline, recipe, store, timing
+from infoprune import checkpoint, choosing, pipeline, recipe, store, surveying, timing
 from infoprune.artifacts import ChannelGraph, Finding, Latency, LayerTimes, Plan, Timings
 from infoprune.errors import UserError
 from infoprune.planning import first_channels
-from infoprune.planning.searching import choose_blocks, search
+from infoprune.planning.searching import choose_blocks, choose_ranking, search
 from infoprune.profiling import count_macs
 from infoprune.pruning import channel_graph, prune
 from infoprune.timing import measure_timings
@@ -97,16 +97,93 @@ def test_search_is_a_way_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     store.write_json(tmp_path / "search.json", {**tried, "tried": kept})
     (tmp_path / "plan.json").unlink()
     counted: list[int] = []
-    original = choosing.Choosing._validated
+    original = choosing.Choosing.validated
 
     def counting(self: choosing.Choosing, plan: Plan) -> float:
         counted.append(1)
         return original(self, plan)
 
-    monkeypatch.setattr(choosing.Choosing, "_validated", counting)
+    monkeypatch.setattr(choosing.Choosing, "validated", counting)
     again, _ = run(tmp_path, *asked, until="plan")
     assert counted == [1]
     assert again.planned == job.planned
+
+
+def test_the_best_ranking_is_the_first_of_equal_ones() -> None:
+    worth = {"a": 0.7, "b": 0.9, "a+b": 0.9}
+    told: list[dict[str, float]] = []
+    found = choose_ranking(worth.__getitem__, None, lambda tried: told.append(dict(tried)), among=list(worth))
+    assert (found.best, found.tried) == ("b", worth)
+    assert [len(tried) for tried in told] == [1, 2, 3]
+
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is tried again")
+
+    assert choose_ranking(refuse, worth, among=["a", "a+b"]).best == "a+b"
+    with pytest.raises(UserError, match="among is empty"):
+        choose_ranking(refuse, among=[])
+
+
+BEST = (
+    *(option for option in FAST if "rank_by" not in option),
+    "plan.rank_by=best",
+    "choose.among=['l1','random','l1+random']",
+    "sensitivity.shares=[0.5]",
+    "plan.min_share=0.5",
+    "plan.macs=0.6",
+)
+
+
+def test_the_best_of_several_rankings_is_found_on_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = pipeline.Run(recipe.read("digits", list(BEST)), tmp_path)
+    own.until("plan")
+    choice = store.read_json(tmp_path / "choice.json")
+    tried = choice["tried"]
+    assert tried.keys() == {"l1", "random", "l1+random"}
+    best = max(tried, key=lambda name: tried[name])
+    assert own.planned.ranked_by == best
+    assert own.planned.notes[-1].startswith(f"ranked by {best}: {tried[best]:.2%} on validation after repair (")
+    assert own.validated(own.planned) == tried[best]
+    table = store.read_json(tmp_path / f"sensitivity-{best}.json")["losses"]
+    assert {name: {str(width): loss for width, loss in row.items()} for name, row in own.sensitivity().items()} == table
+    # Interrupted, it tries only what is missing; with another repair, all of them.
+    store.write_json(tmp_path / "choice.json", {**choice, "tried": {best: tried[best]}})
+    (tmp_path / "plan.json").unlink()
+    counted: list[int] = []
+    original = choosing.Choosing.validated
+
+    def counting(self: choosing.Choosing, plan: Plan) -> float:
+        counted.append(1)
+        return original(self, plan)
+
+    monkeypatch.setattr(choosing.Choosing, "validated", counting)
+    again = pipeline.Run(recipe.read("digits", list(BEST)), tmp_path)
+    again.until("plan")
+    assert len(counted) == 2
+    assert again.planned == own.planned
+    pipeline.Run(recipe.read("digits", [*BEST, "repair.method=compensate"]), tmp_path).until("plan")
+    assert len(counted) == 5
+
+
+def test_a_search_tries_every_ranking(tmp_path: Path) -> None:
+    asked = [*BEST, "plan.allocation=uniform", "search.max_loss=50", "search.tolerance=0.5", "search.least=0.3"]
+    job = pipeline.Run(recipe.read("digits", asked), tmp_path)
+    job.until("plan")
+    search = store.read_json(tmp_path / "search.json")["tried"]
+    assert f"ranked by {job.planned.ranked_by}: " in job.planned.notes[-2]
+    assert any(f"{accuracy:.2%} on validation" in job.planned.notes[-2] for accuracy in search.values())
+    # Going on where it ended, it comes to the same.
+    (tmp_path / "plan.json").unlink()
+    again = pipeline.Run(recipe.read("digits", asked), tmp_path)
+    again.until("plan")
+    assert again.planned == job.planned
+
+
+def test_what_is_chosen_by_hand_needs_no_ranking(tmp_path: Path) -> None:
+    job = pipeline.Run(recipe.read("digits", [*BEST, "plan.masks={'layer1.0.conv1' = [0, 3]}"]), tmp_path)
+    job.until("plan")
+    assert job.planned.ranked_by == ""
+    assert not (tmp_path / "choice.json").exists()
 
 
 def test_latency_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +308,7 @@ def test_models_that_cannot_be_traced_get_uniform_widths(tmp_path: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise UserError("torch.fx cannot trace the model")
 
-    monkeypatch.setattr(choosing, "measure_sensitivity", refuse)
+    monkeypatch.setattr(surveying, "measure_sensitivity", refuse)
     job = pipeline.Run(recipe.read("digits", list(FAST)), tmp_path / "1")
     job.until("plan")
     assert all(group.reason.startswith("uniform width") for group in job.planned.groups)

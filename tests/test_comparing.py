@@ -65,11 +65,27 @@ def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatc
     found = compare(again, again.settings.compare)
     assert measured == [RANDOM]
     assert [(c.criterion, c.seed, c.repaired) for c in found] == [(c.criterion, c.seed, c.repaired) for c in cells]
-    # Cells of other analyses' options are not these.
-    measured.clear()
-    other = job(tmp_path, "analyses.information_bottleneck={beta=1.0}")
-    compare(other, other.settings.compare)
-    assert len(measured) == len(cells)
+    # Options of one analysis concern the rows that go by it, others concern all.
+    for override, stale in (
+        ("plan.macs=0.9", []),  # every row has its own budget
+        ("plan.rank_by=l1", ["recipe", RANDOM, RANDOM]),
+        ("analyses.l2={}", ["recipe", RANDOM, RANDOM]),
+        ("repair.scope=consumers", [criterion for criterion, _ in keys]),
+    ):
+        measured.clear()
+        other = job(tmp_path, override)
+        compare(other, other.settings.compare)
+        assert measured == stale
+
+
+def test_the_best_of_several_rankings_is_a_row_among_theirs(tmp_path: Path) -> None:
+    among = ["l1", "taylor", "l1+taylor"]
+    made = job(tmp_path, "plan.rank_by=best", f"choose.among={among}", f"compare.criteria={['recipe', *among]}")
+    cells = {cell.criterion: cell for cell in compare(made, made.settings.compare) if cell.seed == 0}
+    best = max(among, key=lambda name: cells[name].validation or 0.0)
+    assert cells["recipe"].repaired == cells[best].repaired
+    assert cells["recipe"].validation == cells[best].validation
+    assert cells["recipe"].macs == cells[best].macs == cells[RANDOM].macs
 
 
 def test_fine_tuning_on_the_first_images_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

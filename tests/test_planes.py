@@ -9,9 +9,9 @@ from infoprune import pipeline, recipe, store
 from infoprune.analyses.information_plane import trajectories
 from infoprune.artifacts import Finding, Measure
 from infoprune.errors import UserError
+from infoprune.option_tables import PlaneOptions
 from infoprune.planes import PlaneFile, read_planes
 from infoprune.reporting.figures import informational
-from infoprune.settings import PlaneOptions
 from tests.test_cli import user_files
 
 

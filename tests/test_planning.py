@@ -144,6 +144,7 @@ def test_protect_and_only() -> None:
         ({"min_share": 1.5}, r"min_share = 1.5: expected 0\.\.1"),
         ({"min_width": 0}, "min_width = 0"),
         ({"rank_by": "l1"}, "rank_by = 'l1', but no such analysis ran"),
+        ({"rank_by": "best"}, "tries several rankings on validation data, as the steps of a recipe do"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:

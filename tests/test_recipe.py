@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from infoprune import recipe, settings
 from infoprune.errors import UserError
+from infoprune.planning.ranking import BEST
 
 
 def verb(model: object, *, epochs: int = 3, rate: float = 0.1, kind: Literal["a", "b"] = "a", name: str | None = None):
@@ -107,8 +108,17 @@ def test_any_table_binds_or_is_refused(table: dict[str, object]) -> None:
 @pytest.mark.parametrize("name", recipe.shipped())
 def test_every_shipped_recipe_binds(name: str) -> None:
     bound = settings.bind_recipe(recipe.read(name))
-    assert bound.verbs["plan"]["rank_by"] in bound.analyses
+    ranking = bound.verbs["plan"]["rank_by"]
+    rankings = bound.verbs["choose"]["among"] if ranking == BEST else [ranking]
+    assert {part for name in rankings for part in name.split("+")} <= bound.analyses.keys()
     assert recipe.read(name).text.startswith("# "), "the first line says what the recipe is for"
+
+
+def test_rankings_to_choose_from_are_known_analyses() -> None:
+    with pytest.raises(UserError, match="no analysis 'taylr'; did you mean 'taylor'"):
+        settings.bind_recipe(recipe.read("digits", ["plan.rank_by=best", "choose.among=['l2+taylr']"]))
+    untouched = settings.bind_recipe(recipe.read("digits", ["choose.among=['l2+taylr']"]))
+    assert "taylr" not in untouched.analyses, "nothing is chosen there"
 
 
 @pytest.mark.parametrize(

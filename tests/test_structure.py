@@ -58,6 +58,8 @@ ANNEXES = {
     "narrowing": "checkpoint",
     "peers": "pruning",
     "starting": "settings",
+    "option_tables": "settings",
+    "surveying": "choosing",
     "diagnosing": "settings",
 }
 DOORS = {

@@ -39,6 +39,7 @@ class Plan(Tabular):
         input_shape: shape of one input sample; needed to trace the model again.
         notes: what the planner wants said about how the budget was met.
         removed: blocks that give way to the identity; the groups are those of what remains.
+        ranked_by: the analyses that ranked the channels, joined by "+"; empty where they were not ranked.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -48,6 +49,7 @@ class Plan(Tabular):
     input_shape: tuple[int, ...]
     notes: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    ranked_by: str = ""
 
     def kept(self) -> dict[str, tuple[int, ...]]:
         """The kept channels of every group that loses some."""

@@ -64,7 +64,8 @@ def plan(
         bytes: the budget in bytes of weights and buffers, a share or a number.
         latency: the budget in measured time of a forward pass on this device, a share of the unpruned network's.
         latency_ms: the same in milliseconds.
-        rank_by: the analysis whose importance ranks the channels, or several, which count alike.
+        rank_by: the analysis whose importance ranks the channels, or several, which count alike; in a recipe, "best":
+            the one of those in `[choose]` whose plan keeps most accuracy on validation data after repair.
         redundancy_by: analyses whose importance is added as a signal of redundancy, such as `redundancy` and
             `spectral_rolloff`.
         redundancy_weight: of these signals against the ranking's.
@@ -134,7 +135,8 @@ def plan(
         kept = best(scores[name], width, span.group.partitions)
         reason = decided_by(span, width, advice.get(name), width_as, allocation) + _cut(scores[name], kept, ranking)
         groups.append(_group_plan(span.group, kept, graph, widths, reason))
-    return _made(graph, groups, refused, widths, (*budget.notes(widths), *notes))
+    ranked_by = "+".join(finding.analysis for finding in ranking.main)
+    return _made(graph, groups, refused, widths, (*budget.notes(widths), *notes), ranked_by)
 
 
 def _cut(scores: Tensor, kept: Sequence[int], ranking: Ranking) -> str:
@@ -176,11 +178,19 @@ def _made(
     refused: Mapping[str, str],
     widths: Widths,
     notes: tuple[str, ...],
+    ranked_by: str = "",
 ) -> Plan:
     if graph.removed:
         notes = (*notes, f"removed as a whole: {', '.join(graph.removed)}")
     return Plan(
-        tuple(groups), refused, graph.unpruned.macs, graph.macs(widths), graph.input_shape, notes, tuple(graph.removed)
+        tuple(groups),
+        refused,
+        graph.unpruned.macs,
+        graph.macs(widths),
+        graph.input_shape,
+        notes,
+        tuple(graph.removed),
+        ranked_by,
     )
 
 

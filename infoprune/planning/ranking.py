@@ -11,6 +11,8 @@ from infoprune.errors import UserError, did_you_mean
 
 Reduce = Literal["mean", "max", "sum"]
 Scale = Literal["standardized", "ranks", "values"]
+# In place of an analysis: whichever of the rankings in [choose] keeps most accuracy on validation data.
+BEST = "best"
 
 
 def group_scores(
@@ -113,6 +115,11 @@ class Ranking:
         main = [rank_by] if isinstance(rank_by, str) else list(rank_by)
         if not main:
             raise UserError("[plan] rank_by is empty; name at least one analysis")
+        if main == [BEST]:
+            raise UserError(
+                f"rank_by = '{BEST}' tries several rankings on validation data, as the steps of a recipe do; name an "
+                "analysis here"
+            )
         self.main = [finding_named(findings, name, "rank_by") for name in main]
         self.more = [
             finding_named(findings, name, "redundancy_by") for name in redundancy_by if name not in main and weight

@@ -1,4 +1,4 @@
-"""The smallest budget that loses at most so much, and the blocks that can go: found by measuring on validation data."""
+"""Found by measuring on validation data: the smallest budget for a loss, the best ranking, blocks that go."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +81,52 @@ def search(
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return Found(high, tried.get(f"{high:.6g}", base), tried)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which ranking is the best.
+
+    Attributes:
+        best: its name.
+        tried: ranking -> accuracy on validation after repair, 0..1.
+    """
+
+    best: str
+    tried: Mapping[str, float]
+
+
+def choose_ranking(
+    attempt: Callable[[str], float],
+    known: Mapping[str, float] | None = None,
+    remember: Remember | None = None,
+    *,
+    among: Sequence[str] = ("response_information", "l2", "l2+response_information"),
+) -> Chosen:
+    """Finds the ranking whose plan keeps most accuracy on validation data; of equal ones, the first.
+
+    >>> choose_ranking({"l2": 0.71, "taylor": 0.68}.__getitem__, among=["taylor", "l2"]).best
+    'l2'
+
+    Args:
+        attempt: plans by a ranking, prunes, repairs, and gives the accuracy on validation data, 0..1.
+        known: what `attempt` gave before, so that an interrupted choice goes on.
+        remember: told everything that was tried after each attempt.
+        among: the rankings that are tried where `[plan] rank_by` is "best": an analysis that gives importance, or
+            several joined by "+", which count alike.
+
+    Raises:
+        UserError: where there is nothing to try.
+    """
+    if not among:
+        raise UserError("[choose] among is empty; name the rankings to try, such as 'l2' or 'l2+response_information'")
+    tried = dict(known or {})
+    for name in among:
+        if name not in tried:
+            tried[name] = attempt(name)
+            if remember is not None:
+                remember(tried)
+    return Chosen(max(among, key=lambda name: tried[name]), tried)
 
 
 @dataclass(frozen=True)

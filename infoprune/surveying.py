@@ -1,0 +1,148 @@
+"""What a plan is made from: what analyses find, what widths cost, what layers take; each measured once and kept."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from infoprune import distributed, store
+from infoprune.artifacts import Analysis, Finding, Timings
+from infoprune.encoding import from_json, to_json
+from infoprune.errors import UserError, shortages
+from infoprune.observing import analyze
+from infoprune.planning import first_channels
+from infoprune.planning.ranking import BEST, Ranking
+from infoprune.pruning import prune
+from infoprune.repairing.probing import measure_sensitivity
+from infoprune.timing import measure_timings
+from infoprune.workspace import MADE_FROM, Workspace
+
+# Activations of all of them are kept at once, and losses of single groups need no more.
+SENSITIVITY_BATCHES = 4
+
+
+class Surveying(Workspace):
+    """The steps that measure the unpruned network."""
+
+    def analyze(self) -> None:
+        """Runs the analyses whose findings are missing or came from something else, in one pass."""
+        if "analyze" in self._told:
+            return
+        self._told.add("analyze")
+        made_from = {
+            name: self.made_from(options) for name, options in self.settings.analyses.items() if name in self._analyses
+        }
+        stale: dict[str, Analysis] = {
+            name: analysis
+            for name, analysis in self._analyses.items()
+            if not self._is_there(self._finding_file(name), made_from[name])
+        }
+        if not stale:
+            self.progress.step("analyze", "up to date")
+            return
+        self.progress.step("analyze", "running")
+        groups = [group for group in self.graph.groups if not group.refusal]
+        layers = [member.layer for group in groups for member in group.members if member.side == "out"]
+        share = distributed.Share(self.calibration)
+        with shortages("analyze"):
+            found = analyze(
+                self.base,
+                share,
+                list(stale.values()),
+                lambda done: self.progress.advance("analyze", done, len(share)),
+                layers=layers,
+            )
+        for name, finding in zip(stale, found, strict=True) if distributed.is_first() else ():
+            store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **to_json(finding)})
+        distributed.wait()
+        self.progress.step("analyze", "done")
+
+    def findings(self) -> list[Finding]:
+        """What all analyses of the recipe found."""
+        paths = [self._finding_file(name) for name in self._analyses]
+        return [from_json(store.read_json(path), Finding, str(path)) for path in paths]
+
+    def _finding_file(self, name: str) -> Path:
+        return self.out / "findings" / f"{_in_a_file_name(name)}.json"
+
+    @cached_property
+    def views(self) -> list[tuple[Tensor, Tensor]]:
+        """The calibration batches again, as often as asked for, with each image changed at random but in its place."""
+        wanted, run = self.settings.calibration, self.settings.run
+        if wanted.views and self.data.augment is None:
+            raise UserError(
+                f"[calibration] views = {wanted.views}, but '{self.data.name}' changes no images at random; set views "
+                "to 0, or give the data an augmentation"
+            )
+        how: dict[str, Any] = {"batch_size": wanted.batch_size, "seed": run.seed, "device": self.device}
+        views = [self.data.batches(wanted.split, augment=True, view=v + 1, **how) for v in range(wanted.views)]
+        return [pair for view in views for _, pair in zip(range(wanted.batches), view, strict=False)]
+
+    def _measure_sensitivity(self, how: Mapping[str, Any], removed: Sequence[str]) -> Path:
+        """Measures what each group costs at several widths, filters ranked as these plan options say, and keeps it."""
+        path, options = self._sensitivity_file(how["rank_by"]), self.settings.verbs["sensitivity"]
+        ranked = {key: how[key] for key in ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")}
+        ranking = Ranking(self.findings(), *ranked.values())
+        inputs = [self._finding_file(finding.analysis) for finding in (*ranking.main, *ranking.more)]
+        made_from = self.made_from({**options, **ranked, "removed": removed}, *inputs)
+
+        def make() -> None:
+            graph = self.graph_of(removed)
+            scores = {group.name: ranking.scores(group) for group in graph.groups if not group.refusal}
+            few = self.calibration[:SENSITIVITY_BATCHES]
+            try:
+                table = measure_sensitivity(self.base, graph, scores, few, self._advance("sensitivity"), **options)
+            except UserError:
+                if how["allocation"] is not None:
+                    raise
+                table = {}  # Not every model can be traced, and nobody asked for it: widths are uniform then.
+            store.write_json(path, {MADE_FROM: made_from, "losses": table})
+
+        self._step(path.stem, path, made_from, make)
+        return path
+
+    def _sensitivity_file(self, rank_by: str | Sequence[str]) -> Path:
+        """`sensitivity.json`, or where several rankings are tried, one file for each."""
+        if self.settings.verbs["plan"]["rank_by"] != BEST:
+            return self.out / "sensitivity.json"
+        return self.out / f"sensitivity-{_in_a_file_name('+'.join(rank_by))}.json"
+
+    def _sensitivity(self, how: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+        """Per group, width -> loss, as measured for these plan options; empty where they need none."""
+        path = self._sensitivity_file(how["rank_by"])
+        if not by_sensitivity(how) or not path.exists():
+            return {}
+        return from_json(store.read_json(path).get("losses"), dict[str, dict[int, float]], str(path))
+
+    def _measure_timings(self) -> Path:
+        """Measures, if the plan wants it, what layers take at several widths; `timings.json` keeps it."""
+        path, options = self.out / "timings.json", self.settings.verbs["timings"]
+        made_from = self.made_from({**options, "device": str(self.device)})
+
+        def narrowed(share: float) -> tuple[nn.Module, Mapping[str, int]]:
+            chosen = first_channels(self.graph, share)
+            return prune(self.base, chosen), {group.group: group.width_after for group in chosen.groups}
+
+        def make() -> None:
+            images = self.calibration[0][0]
+            found = measure_timings(self.base, images, self.graph, narrowed, self._advance("timings"), **options)
+            store.write_json(path, {MADE_FROM: made_from, **to_json(found)})
+
+        self._step("timings", path, made_from, make)
+        return path
+
+    def _timings(self) -> Timings:
+        path = self.out / "timings.json"
+        return from_json(store.read_json(path), Timings, str(path))
+
+
+def by_sensitivity(options: Mapping[str, Any]) -> bool:
+    """Whether a plan with these options goes by measured sensitivity, where there is any."""
+    asked = options["allocation"] in ("sensitivity", None) and options["width_as"] != "prior"
+    return asked and options["masks"] is None
+
+
+def _in_a_file_name(name: str) -> str:
+    return name.replace(":", ".").replace("/", ".")
