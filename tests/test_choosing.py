@@ -1,7 +1,6 @@
-"""Plans that need measuring: blocks that go, the search for a budget, latency, masks by hand, second rounds."""
+"""Plans beyond a budget in MACs: latency, masks by hand, second rounds, what is measured for widths."""
 
 import json
-import math
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 
 import infoprune
 from infoprune import checkpoint, choosing, pipeline, recipe, store, surveying, timing
-from infoprune.artifacts import ChannelGraph, Finding, Latency, LayerTimes, Plan, Timings
+from infoprune.artifacts import ChannelGraph, Latency, LayerTimes, Timings
 from infoprune.errors import UserError
 from infoprune.planning import first_channels
-from infoprune.planning.searching import choose_blocks, choose_ranking, search
 from infoprune.profiling import count_macs
 from infoprune.pruning import channel_graph, prune
 from infoprune.timing import measure_timings
@@ -34,156 +32,6 @@ def test_blocks_named_by_hand_go(tmp_path: Path) -> None:
     assert metrics["base"]["macs"] == job.planned.macs_before
     loaded = infoprune.load(tmp_path / "finetuned.safetensors")
     assert isinstance(loaded.layer1[1], nn.Identity)
-
-
-def test_blocks_that_an_analysis_names_are_confirmed() -> None:
-    finding = Finding("data_processing", removable=("a", "b", "c"))
-    worth = {"a": 0.001, "b": 0.003, "c": 0.2}
-    told: list[int] = []
-    tried: list[tuple[str, ...]] = []
-
-    def attempt(blocks: tuple[str, ...]) -> float:
-        tried.append(blocks)
-        return 0.9 - sum(worth[block] for block in blocks)
-
-    found = choose_blocks([finding], attempt, 0.9, None, lambda rows: told.append(len(rows)), max_loss=0.5)
-    assert found.removed == ("a", "b")
-    assert found.tried.keys() == {"a", "b", "c", "a + b"}
-    assert told == [1, 2, 3, 4]
-    # What was tried is not tried again; less is allowed now, so only the most harmless one goes.
-    tried.clear()
-    found = choose_blocks([finding], attempt, 0.9, found.tried, max_loss=0.35)
-    assert found.removed == ("a",)
-    assert tried == []
-    assert choose_blocks([finding], attempt, 0.9, depth_by=[]).removed == ()
-    assert choose_blocks([finding], attempt, 0.9, max_loss=50.0, remove=["c"]).removed == ("c", "a", "b")
-    with pytest.raises(UserError, match="depth_by names 'nothing'"):
-        choose_blocks([finding], attempt, 0.9, depth_by=["nothing"])
-    with pytest.raises(UserError, match="max_loss = -1"):
-        choose_blocks([finding], attempt, 0.9, max_loss=-1.0)
-
-
-def test_search_finds_the_edge_and_goes_on() -> None:
-    shares: list[float] = []
-
-    def attempt(share: float) -> float:
-        shares.append(share)
-        return math.nan if share < 0.2 else 0.9 - 0.1 * (1 - share) ** 2
-
-    found = search(attempt, 0.9, max_loss=3.0, tolerance=0.01)
-    edge = 1 - math.sqrt(0.3)  # where 0.1 (1 - share)² is 3 points
-    assert edge <= found.share <= edge + 0.01
-    assert found.accuracy >= 0.87
-    shares.clear()
-    assert search(attempt, 0.9, found.tried, max_loss=3.0, tolerance=0.01) == found
-    assert shares == []
-    assert search(lambda share: 0.1, 0.9, max_loss=1.0).share == 1.0
-    assert search(lambda share: 0.9, 0.9, max_loss=1.0).share == 0.1
-    for options in ({"max_loss": None}, {"max_loss": -1.0}, {"max_loss": 1.0, "tolerance": 0.0}):
-        with pytest.raises(UserError, match="expected"):
-            search(attempt, 0.9, **options)
-
-
-def test_search_is_a_way_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = (*FAST, "repair.method=compensate", "search.max_loss=0.8", "search.tolerance=0.2")
-    job, _ = run(tmp_path, *asked, until="plan")
-    tried = store.read_json(tmp_path / "search.json")
-    assert len(tried["tried"]) >= 3
-    assert "loses at most 0.8 points" in job.planned.notes[-1]
-    assert job.planned.macs_after < job.planned.macs_before
-    # Interrupted before its end, it asks only for what is missing.
-    last = list(tried["tried"])[-1]
-    kept = {share: accuracy for share, accuracy in tried["tried"].items() if share != last}
-    store.write_json(tmp_path / "search.json", {**tried, "tried": kept})
-    (tmp_path / "plan.json").unlink()
-    counted: list[int] = []
-    original = choosing.Choosing.validated
-
-    def counting(self: choosing.Choosing, plan: Plan) -> float:
-        counted.append(1)
-        return original(self, plan)
-
-    monkeypatch.setattr(choosing.Choosing, "validated", counting)
-    again, _ = run(tmp_path, *asked, until="plan")
-    assert counted == [1]
-    assert again.planned == job.planned
-
-
-def test_the_best_ranking_is_the_first_of_equal_ones() -> None:
-    worth = {"a": 0.7, "b": 0.9, "a+b": 0.9}
-    told: list[dict[str, float]] = []
-    found = choose_ranking(worth.__getitem__, None, lambda tried: told.append(dict(tried)), among=list(worth))
-    assert (found.best, found.tried) == ("b", worth)
-    assert [len(tried) for tried in told] == [1, 2, 3]
-
-    def refuse(name: str) -> float:
-        raise AssertionError(f"{name} is tried again")
-
-    assert choose_ranking(refuse, worth, among=["a", "a+b"]).best == "a+b"
-    with pytest.raises(UserError, match="among is empty"):
-        choose_ranking(refuse, among=[])
-
-
-BEST = (
-    *(option for option in FAST if "rank_by" not in option),
-    "plan.rank_by=best",
-    "choose.among=['l1','random','l1+random']",
-    "sensitivity.shares=[0.5]",
-    "plan.min_share=0.5",
-    "plan.macs=0.6",
-)
-
-
-def test_the_best_of_several_rankings_is_found_on_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = pipeline.Run(recipe.read("digits", list(BEST)), tmp_path)
-    own.until("plan")
-    choice = store.read_json(tmp_path / "choice.json")
-    tried = choice["tried"]
-    assert tried.keys() == {"l1", "random", "l1+random"}
-    best = max(tried, key=lambda name: tried[name])
-    assert own.planned.ranked_by == best
-    assert own.planned.notes[-1].startswith(f"ranked by {best}: {tried[best]:.2%} on validation after repair (")
-    assert own.validated(own.planned) == tried[best]
-    table = store.read_json(tmp_path / f"sensitivity-{best}.json")["losses"]
-    assert {name: {str(width): loss for width, loss in row.items()} for name, row in own.sensitivity().items()} == table
-    # Interrupted, it tries only what is missing; with another repair, all of them.
-    store.write_json(tmp_path / "choice.json", {**choice, "tried": {best: tried[best]}})
-    (tmp_path / "plan.json").unlink()
-    counted: list[int] = []
-    original = choosing.Choosing.validated
-
-    def counting(self: choosing.Choosing, plan: Plan) -> float:
-        counted.append(1)
-        return original(self, plan)
-
-    monkeypatch.setattr(choosing.Choosing, "validated", counting)
-    again = pipeline.Run(recipe.read("digits", list(BEST)), tmp_path)
-    again.until("plan")
-    assert len(counted) == 2
-    assert again.planned == own.planned
-    pipeline.Run(recipe.read("digits", [*BEST, "repair.method=compensate"]), tmp_path).until("plan")
-    assert len(counted) == 5
-
-
-def test_a_search_tries_every_ranking(tmp_path: Path) -> None:
-    asked = [*BEST, "plan.allocation=uniform", "search.max_loss=50", "search.tolerance=0.5", "search.least=0.3"]
-    job = pipeline.Run(recipe.read("digits", asked), tmp_path)
-    job.until("plan")
-    search = store.read_json(tmp_path / "search.json")["tried"]
-    assert f"ranked by {job.planned.ranked_by}: " in job.planned.notes[-2]
-    assert any(f"{accuracy:.2%} on validation" in job.planned.notes[-2] for accuracy in search.values())
-    # Going on where it ended, it comes to the same.
-    (tmp_path / "plan.json").unlink()
-    again = pipeline.Run(recipe.read("digits", asked), tmp_path)
-    again.until("plan")
-    assert again.planned == job.planned
-
-
-def test_what_is_chosen_by_hand_needs_no_ranking(tmp_path: Path) -> None:
-    job = pipeline.Run(recipe.read("digits", [*BEST, "plan.masks={'layer1.0.conv1' = [0, 3]}"]), tmp_path)
-    job.until("plan")
-    assert job.planned.ranked_by == ""
-    assert not (tmp_path / "choice.json").exists()
 
 
 def test_latency_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,16 +183,3 @@ def test_views_need_an_augmentation(tmp_path: Path) -> None:
     read = recipe.read("digits", ["calibration.views=1", "data.augment=false"])
     with pytest.raises(UserError, match=r"views = 1, but 'digits' changes no images"):
         _ = pipeline.Run(read, tmp_path / "run").views
-
-
-def test_the_most_harmless_block_goes_first() -> None:
-    finding = Finding("data_processing", removable=("a", "b"))
-    worth = {("a",): 0.898, ("b",): 0.899, ("b", "a"): 0.8, ("a", "b"): 0.8}
-    assert choose_blocks([finding], lambda blocks: worth[blocks], 0.9, max_loss=0.5).removed == ("b",)
-    assert choose_blocks([finding], lambda _: 0.895, 0.9, max_loss=0.5).removed == ("a", "b")  # half a point is allowed
-
-
-@pytest.mark.parametrize("least", [-0.5, 0.0, 1.0])
-def test_shares_to_search_from_are_checked(least: float) -> None:
-    with pytest.raises(UserError, match="expected shares between 0 and 1"):
-        search(lambda _: 1.0, 1.0, max_loss=1.0, least=least)
