@@ -44,7 +44,7 @@ class Choosing(Surveying):
         inputs += self._measurements(ways)
         verbs = self.settings.verbs
         searching = {"search": verbs["search"]} if verbs["search"]["max_loss"] is not None else {}
-        choosing = {"choose": verbs["choose"]} if len(ways) > 1 else {}
+        choosing = {} if "" in ways else {"choose": verbs["choose"]}
         repaired = {"repair": verbs["repair"]} if searching or choosing else {}
         made_from = self.made_from({**options, **searching, **choosing, **repaired}, *inputs)
 

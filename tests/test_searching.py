@@ -140,6 +140,10 @@ def test_the_best_of_several_rankings_is_found_on_validation(tmp_path: Path, mon
     assert again.planned == own.planned
     pipeline.Run(recipe.read("digits", [*BEST, "repair.method=compensate"]), tmp_path).until("plan")
     assert len(counted) == 5
+    for name in ("l1", "random"):  # what is tried is part of what the plan came from, one ranking or many
+        alone = pipeline.Run(recipe.read("digits", [*BEST, f"choose.among=['{name}']", "analyses.l1={}"]), tmp_path)
+        alone.until("plan")
+        assert alone.planned.ranked_by == name
 
 
 def test_a_search_tries_every_ranking(tmp_path: Path) -> None:
