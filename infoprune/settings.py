@@ -130,7 +130,10 @@ def _analyses(tables: Table, verbs: Mapping[str, Table]) -> dict[str, Table]:
     planning, ranking = verbs["plan"], verbs["plan"]["rank_by"]
     asked = [ranking] if isinstance(ranking, str) else [*ranking]
     if ranking == BEST:
-        asked = [part for name in verbs["choose"]["among"] for part in name.split("+")]
+        among = verbs["choose"]["among"]
+        if not among:
+            raise UserError(f"[plan] rank_by = '{BEST}', but [choose] among is empty; name the rankings to try")
+        asked = [part for name in among for part in name.split("+")]
     asked += [*planning["redundancy_by"], *(planning["width_by"] or ()), *(verbs["depth"]["depth_by"] or ())]
     named = {**tables, **{name: {} for name in asked if name not in tables}}
     bound = {}

@@ -117,6 +117,11 @@ def test_every_shipped_recipe_binds(name: str) -> None:
 def test_rankings_to_choose_from_are_known_analyses() -> None:
     with pytest.raises(UserError, match="no analysis 'taylr'; did you mean 'taylor'"):
         settings.bind_recipe(recipe.read("digits", ["plan.rank_by=best", "choose.among=['l2+taylr']"]))
+    with pytest.raises(UserError, match="among is empty; name the rankings to try"):
+        settings.bind_recipe(recipe.read("digits", ["plan.rank_by=best", "choose.among=[]"]))
+    for among in ("['l2+']", "['best']", "['']"):
+        with pytest.raises(UserError, match="no analysis '"):
+            settings.bind_recipe(recipe.read("digits", ["plan.rank_by=best", f"choose.among={among}"]))
     untouched = settings.bind_recipe(recipe.read("digits", ["choose.among=['l2+taylr']"]))
     assert "taylr" not in untouched.analyses, "nothing is chosen there"
 
