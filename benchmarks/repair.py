@@ -214,16 +214,8 @@ class Bench:
                 model, start = mended, start - before
                 reconstruct(model, *models, seen, steps=steps, cache_mb=self.cache_mb)
             else:
-                repair(
-                    model,
-                    *models,
-                    self.calibration,
-                    None,
-                    self.views,
-                    method=method,
-                    steps=steps,
-                    cache_mb=self.cache_mb,
-                )  # type: ignore[arg-type]
+                how: dict[str, Any] = {"method": method, "steps": steps, "cache_mb": self.cache_mb}
+                repair(model, *models, self.calibration, None, self.views, **how)
             seconds = time.perf_counter() - start
             lines.append(self.row(kept_by, widths, model, method, seconds))
             if method in ("compensate", "reconstruct"):
