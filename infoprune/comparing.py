@@ -59,7 +59,7 @@ class Comparison:
     def run(self) -> list[Cell]:
         """Measures every cell that is not known yet; `compare.json` and `compare.csv` hold all of them."""
         job, options = self.job, self.options
-        verbs = {name: job.settings.verbs[name] for name in ("plan", "repair", "finetune", "sensitivity")}
+        verbs = {name: job.settings.verbs[name] for name in ("plan", "repair", "finetune")}
         verbs["plan"] = {name: value for name, value in verbs["plan"].items() if name not in (*BUDGETS, *OWN)}
         how = {"cut": options.cut, "epochs": options.epochs, "images": options.images}
         made_from = job.made_from({**verbs, **how})
@@ -87,12 +87,15 @@ class Comparison:
     def _options(self, criterion: str) -> Mapping[str, Any]:
         """What the rows of a criterion depend on that others do not: where it changes, they alone are measured anew."""
         verbs, analyses = self.job.settings.verbs, self.job.settings.analyses
-        if criterion in BY_RECIPE:
-            own = {name: verbs["plan"][name] for name in OWN}
-            return {"plan": own, "choose": verbs["choose"], "analyses": analyses}
         if criterion.startswith(PEER):
             return {}
-        return {name: self._of_analysis(name) for name in criterion.removeprefix(UNIFORM).split("+")}
+        measured = by_sensitivity(verbs["plan"]) and not criterion.startswith(UNIFORM)
+        widths = {"sensitivity": verbs["sensitivity"]} if measured else {}
+        if criterion in BY_RECIPE:
+            own = {name: verbs["plan"][name] for name in OWN}
+            return {"plan": own, "choose": verbs["choose"], "analyses": analyses, **widths}
+        names = criterion.removeprefix(UNIFORM).split("+")
+        return {"analyses": {name: self._of_analysis(name) for name in names}, **widths}
 
     def _of_analysis(self, name: str) -> Mapping[str, Any]:
         """The options of an analysis, as the recipe has them or by default."""

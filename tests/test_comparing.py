@@ -78,6 +78,25 @@ def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatc
         assert measured == stale
 
 
+def test_sensitivities_concern_the_rows_whose_widths_go_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_sensitivity = ["plan.allocation=sensitivity", "compare.criteria=['recipe', 'l2', 'torch_pruning.l2']"]
+    made = job(tmp_path, *by_sensitivity)
+    compare(made, made.settings.compare)
+    measured: list[str] = []
+    original = Comparison._cell
+
+    def counting(self: Comparison, criterion: str, share: float, seed: int) -> Cell:
+        measured.append(criterion)
+        return original(self, criterion, share, seed)
+
+    monkeypatch.setattr(Comparison, "_cell", counting)
+    other = job(tmp_path, *by_sensitivity, "sensitivity.shares=[0.5, 0.1]")
+    compare(other, other.settings.compare)
+    assert measured == ["recipe", "l2", RANDOM, RANDOM]
+
+
 def test_the_best_of_several_rankings_is_a_row_among_theirs(tmp_path: Path) -> None:
     among = ["l1", "taylor", "l1+taylor"]
     made = job(tmp_path, "plan.rank_by=best", f"choose.among={among}", f"compare.criteria={['recipe', *among]}")

@@ -17,7 +17,8 @@ from infoprune.repairing.lockstep import Batches, Site, Values, Walker, copied, 
 from infoprune.repairing.ridge import STRENGTHS, Capture, Moments, fit
 from infoprune.shortening import shorten
 
-SHARES = (0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1)
+# Down to the least share that a plan keeps of a group: the most negligible ones matter most where budgets are tight.
+SHARES = (0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.05)
 Table = dict[str, dict[int, float]]
 
 
