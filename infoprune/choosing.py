@@ -78,8 +78,8 @@ class Choosing(Surveying):
         if options["masks"] is None and (blocks or depth["remove"]):
             files.append(self._choose_blocks())
         removed = self._removed()
-        if any(not group.refusal for group in self.graph_of(removed).groups):
-            files += [self._measure_sensitivity(way, removed) for way in ways.values() if by_sensitivity(way)]
+        if by_sensitivity(options) and any(not group.refusal for group in self.graph_of(removed).groups):
+            files.append(self._measure_sensitivity(list(ways.values()), removed))
         if {options["latency"], options["latency_ms"]} != {None} or self.settings.verbs["search"][
             "budget"
         ] == "latency":
@@ -231,5 +231,4 @@ class Choosing(Surveying):
     def sensitivity(self) -> dict[str, dict[int, float]]:
         """Per group, width -> loss, as measured for the plan; empty where it needed none."""
         options = self.settings.verbs["plan"]
-        ranking = self.planned.ranked_by.split("+") if options["rank_by"] == BEST else options["rank_by"]
-        return self._sensitivity({**options, "rank_by": ranking})
+        return self._sensitivity({**options, "rank_by": self.planned.ranked_by})

@@ -16,14 +16,14 @@ from infoprune.planning.searching import choose_blocks, choose_ranking, search
 from infoprune.profiling import profile
 from infoprune.recipe import Option, Recipe, Table, bind, options, type_name
 from infoprune.repairing import repair
-from infoprune.repairing.probing import measure_sensitivity
+from infoprune.repairing.probing import measure_sensitivities
 from infoprune.timing import measure_timings
 from infoprune.training import finetune
 
 # Recipe table -> the verb whose keyword-only arguments it sets; [run] seed stands for every verb's own.
 VERBS: dict[str, Callable[..., Any]] = {
     "depth": choose_blocks,
-    "sensitivity": measure_sensitivity,
+    "sensitivity": measure_sensitivities,
     "timings": measure_timings,
     "plan": plan,
     "choose": choose_ranking,

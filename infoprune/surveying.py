@@ -13,9 +13,9 @@ from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError, shortages
 from infoprune.observing import analyze
 from infoprune.planning import first_channels
-from infoprune.planning.ranking import BEST, Ranking
+from infoprune.planning.ranking import Ranking
 from infoprune.pruning import prune
-from infoprune.repairing.probing import measure_sensitivity
+from infoprune.repairing.probing import measure_sensitivities
 from infoprune.timing import measure_timings
 from infoprune.workspace import MADE_FROM, Workspace
 
@@ -80,41 +80,40 @@ class Surveying(Workspace):
         views = [self.data.batches(wanted.split, augment=True, view=v + 1, **how) for v in range(wanted.views)]
         return [pair for view in views for _, pair in zip(range(wanted.batches), view, strict=False)]
 
-    def _measure_sensitivity(self, how: Mapping[str, Any], removed: Sequence[str]) -> Path:
-        """Measures what each group costs at several widths, filters ranked as these plan options say, and keeps it."""
-        path, options = self._sensitivity_file(how["rank_by"]), self.settings.verbs["sensitivity"]
-        ranked = {key: how[key] for key in ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")}
-        ranking = Ranking(self.findings(), *ranked.values())
-        inputs = [self._finding_file(finding.analysis) for finding in (*ranking.main, *ranking.more)]
-        made_from = self.made_from({**options, **ranked, "removed": removed}, *inputs)
+    def _measure_sensitivity(self, ways: Sequence[Mapping[str, Any]], removed: Sequence[str]) -> Path:
+        """Measures what each group costs at several widths, filters ranked as each of these plan options says."""
+        path, options = self.out / "sensitivity.json", self.settings.verbs["sensitivity"]
+        signals = ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")
+        ranked = [{key: how[key] for key in signals} for how in ways]
+        rankings = [Ranking(self.findings(), *each.values()) for each in ranked]
+        used = dict.fromkeys(finding.analysis for each in rankings for finding in (*each.main, *each.more))
+        made_from = self.made_from(
+            {**options, "rankings": ranked, "removed": removed}, *(self._finding_file(name) for name in used)
+        )
 
         def make() -> None:
             graph = self.graph_of(removed)
-            scores = {group.name: ranking.scores(group) for group in graph.groups if not group.refusal}
+            groups = [group for group in graph.groups if not group.refusal]
+            scores = {each.key: {group.name: each.scores(group) for group in groups} for each in rankings}
             few = self.calibration[:SENSITIVITY_BATCHES]
             try:
-                table = measure_sensitivity(self.base, graph, scores, few, self._advance("sensitivity"), **options)
+                tables = measure_sensitivities(self.base, graph, scores, few, self._advance("sensitivity"), **options)
             except UserError:
-                if how["allocation"] is not None:
+                if any(how["allocation"] is not None for how in ways):
                     raise
-                table = {}  # Not every model can be traced, and nobody asked for it: widths are uniform then.
-            store.write_json(path, {MADE_FROM: made_from, "losses": table})
+                tables = {}  # Not every model can be traced, and nobody asked for it: widths are uniform then.
+            store.write_json(path, {MADE_FROM: made_from, "losses": tables})
 
-        self._step(path.stem, path, made_from, make)
+        self._step("sensitivity", path, made_from, make)
         return path
-
-    def _sensitivity_file(self, rank_by: str | Sequence[str]) -> Path:
-        """`sensitivity.json`, or where several rankings are tried, one file for each."""
-        if self.settings.verbs["plan"]["rank_by"] != BEST:
-            return self.out / "sensitivity.json"
-        return self.out / f"sensitivity-{_in_a_file_name('+'.join(rank_by))}.json"
 
     def _sensitivity(self, how: Mapping[str, Any]) -> dict[str, dict[int, float]]:
         """Per group, width -> loss, as measured for these plan options; empty where they need none."""
-        path = self._sensitivity_file(how["rank_by"])
+        path, by = self.out / "sensitivity.json", how["rank_by"]
         if not by_sensitivity(how) or not path.exists():
             return {}
-        return from_json(store.read_json(path).get("losses"), dict[str, dict[int, float]], str(path))
+        losses = from_json(store.read_json(path).get("losses"), dict[str, dict[str, dict[int, float]]], str(path))
+        return losses.get(by if isinstance(by, str) else "+".join(by), {})
 
     def _measure_timings(self) -> Path:
         """Measures, if the plan wants it, what layers take at several widths; `timings.json` keeps it."""

@@ -156,7 +156,7 @@ def test_models_that_cannot_be_traced_get_uniform_widths(tmp_path: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise UserError("torch.fx cannot trace the model")
 
-    monkeypatch.setattr(surveying, "measure_sensitivity", refuse)
+    monkeypatch.setattr(surveying, "measure_sensitivities", refuse)
     job = pipeline.Run(recipe.read("digits", list(FAST)), tmp_path / "1")
     job.until("plan")
     assert all(group.reason.startswith("uniform width") for group in job.planned.groups)

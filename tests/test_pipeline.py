@@ -228,7 +228,7 @@ def test_widths_from_measured_sensitivity(tmp_path: Path) -> None:
     overrides = ["plan.allocation=sensitivity", "sensitivity.shares=[0.75, 0.5, 0.25]"]
     job, log = run(tmp_path, *overrides, until="plan")
     assert log.of("done") == ["analyze", "sensitivity", "plan"]
-    losses = store.read_json(tmp_path / "sensitivity.json")["losses"]
+    losses = store.read_json(tmp_path / "sensitivity.json")["losses"][job.planned.ranked_by]
     assert losses.keys() == {group.group for group in job.planned.groups}
     assert all(loss >= 0 for row in losses.values() for loss in row.values())
     assert job.planned.macs_after <= 0.5 * job.planned.macs_before

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from infoprune.errors import UserError
 from infoprune.planning.sensitivity import allocate
 from infoprune.pruning import channel_graph
-from infoprune.repairing.probing import measure_sensitivity
+from infoprune.repairing.probing import measure_sensitivities, measure_sensitivity
 from tests.test_repairing import Chain, duplicate, images, settled
 
 
@@ -52,3 +52,24 @@ def test_sensitivity_sees_which_filters_are_free_and_leaves_the_model_alone() ->
     assert graph.macs(widths) <= 0.6 * graph.macs({})
     with pytest.raises(UserError, match="out of reach"):
         allocate(table, graph, 0.01)
+
+
+def test_several_rankings_at_once_are_measured_as_one_by_one() -> None:
+    torch.manual_seed(0)
+    batches = images(4)
+    model = settled(Chain(), batches)
+    graph = channel_graph(model, torch.zeros(1, 3, 8, 8))
+    rankings = {
+        "up": {"first": torch.arange(6), "second": torch.arange(4)},
+        "down": {"first": torch.arange(6, 0, -1), "second": torch.arange(4, 0, -1)},
+        "first alone": {"first": torch.tensor([0, 1, 2, 3, 5, 4])},
+    }
+    steps: list[tuple[int, int]] = []
+    tables = measure_sensitivities(model, graph, rankings, batches, lambda *step: steps.append(step), shares=(0.3, 0.5))
+    assert steps == [(1, 2), (2, 2)]
+    assert tables.keys() == rankings.keys()
+    assert tables["first alone"] == {"first": tables["up"]["first"]}  # which keeps the same two and the same three
+    assert tables["up"]["first"] != tables["down"]["first"]
+    for name, scores in rankings.items():
+        alone = measure_sensitivity(model, graph, scores, batches, shares=(0.3, 0.5))
+        assert tables[name] == alone

@@ -129,7 +129,10 @@ def test_the_best_of_several_rankings_is_found_on_validation(tmp_path: Path, val
     assert own.planned.ranked_by == best
     assert own.planned.notes[-1].startswith(f"ranked by {best}: {tried[best]:.2%} on validation after repair (")
     assert own.validated(own.planned) == tried[best]
-    table = store.read_json(tmp_path / f"sensitivity-{best}.json")["losses"]
+    tables = store.read_json(tmp_path / "sensitivity.json")["losses"]
+    assert tables.keys() == tried.keys()
+    assert tables["random"] != tables["l1"]
+    table = tables[best]
     assert {name: {str(width): loss for width, loss in row.items()} for name, row in own.sensitivity().items()} == table
     # Interrupted, it tries only what is missing; with another repair, all of them.
     store.write_json(tmp_path / "choice.json", {**choice, "tried": {best: tried[best]}})

@@ -135,8 +135,7 @@ def plan(
         kept = best(scores[name], width, span.group.partitions)
         reason = decided_by(span, width, advice.get(name), width_as, allocation) + _cut(scores[name], kept, ranking)
         groups.append(_group_plan(span.group, kept, graph, widths, reason))
-    ranked_by = "+".join(finding.analysis for finding in ranking.main)
-    return _made(graph, groups, refused, widths, (*budget.notes(widths), *notes), ranked_by)
+    return _made(graph, groups, refused, widths, (*budget.notes(widths), *notes), ranking.key)
 
 
 def _cut(scores: Tensor, kept: Sequence[int], ranking: Ranking) -> str:

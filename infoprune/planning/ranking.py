@@ -127,6 +127,11 @@ class Ranking:
         self.weight, self.reduce, self.scale = weight, reduce, scale
 
     @property
+    def key(self) -> str:
+        """The analyses that rank, as `[choose] among` joins them."""
+        return "+".join(finding.analysis for finding in self.main)
+
+    @property
     def name(self) -> str:
         """Who ranks, in words."""
         names = " and ".join(finding.analysis for finding in self.main)

@@ -28,23 +28,37 @@ def measure_sensitivity(
     scores: Mapping[str, Tensor],
     batches: Batches,
     on_step: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Table:
+    """Per group, width -> loss, for filters ranked in one way; the rest is as `measure_sensitivities` has it."""
+    return measure_sensitivities(model, graph, {"": scores}, batches, on_step, **options)[""]
+
+
+def measure_sensitivities(
+    model: nn.Module,
+    graph: ChannelGraph,
+    rankings: Mapping[str, Mapping[str, Tensor]],
+    batches: Batches,
+    on_step: Callable[[int, int], None] | None = None,
     *,
     shares: Sequence[float] = SHARES,
     positions: int = POSITIONS,
     cache_mb: int = 2048,
-) -> Table:
+) -> dict[str, Table]:
     """Loss of each group at each of several widths: it alone is cut, and its consumers are refitted in closed form.
 
-    The sums for the refit are gathered once per consumer, on the intact network, and serve every width: a cut takes
-    their rows and columns away. The loss is the divergence from the intact network's predictions on every fourth image,
-    which the refit has not seen; no labels are needed. Time: half a forward pass per group, and an eighth per width.
-    Memory: the images, their activations at one layer within the cache (twice while they move on), and normal matrices
-    of 3·8·(k²·C)² bytes for a layer that reads C channels through k x k weights.
+    The sums for the refit are gathered once per consumer, on the intact network, and serve every width of every
+    ranking: a cut takes their rows and columns away. Where rankings keep the same filters, one measurement serves them.
+    The loss is the divergence from the intact network's predictions on every fourth image, which the refit has not
+    seen; no labels are needed. Time: half a forward pass per group, and an eighth per width and ranking. Memory: the
+    images, their activations at one layer within the cache (twice while they move on), and normal matrices of
+    3·8·(k²·C)² bytes for a layer that reads C channels through k x k weights.
 
     Args:
         model: the unpruned network; not touched.
         graph: its channel groups.
-        scores: per group one score per channel, the larger, the longer it is kept; groups without one are not measured.
+        rankings: by a name, per group one score per channel, the larger, the longer it is kept; groups without one are
+            not measured.
         batches: pairs of images and anything; kept in memory, so a few hundred images.
         on_step: told after each group the number of groups done and of all.
         shares: widths to try, as shares of a group's own, above 0 and below 1.
@@ -53,7 +67,8 @@ def measure_sensitivity(
             longer.
 
     Returns:
-        Per group, width -> mean Kullback-Leibler divergence KL(intact ‖ cut) in nats per image; the full width is 0.
+        Per ranking and group, width -> mean Kullback-Leibler divergence KL(intact ‖ cut) in nats per image; the full
+        width is 0.
 
     Raises:
         UserError: for a model that torch.fx cannot trace, no batches, or shares out of range.
@@ -63,14 +78,19 @@ def measure_sensitivity(
     if positions < 0 or cache_mb < 0:
         raise UserError(f"positions = {positions}, cache_mb = {cache_mb}; expected 0 or more")
     probe = _Probe(shorten(copy.deepcopy(model), graph.removed), batches, cache_mb << 20)
-    groups = [group for group in graph.groups if group.name in scores and not group.refusal]
-    table: Table = {}
+    groups = [group for group in graph.groups if not group.refusal]
+    groups = [group for group in groups if any(group.name in scores for scores in rankings.values())]
+    found: dict[str, dict[str, dict[int, float]]] = {}
     with evaluating(probe.model), torch.no_grad():
         for done, group in enumerate(sorted(groups, key=probe.first_call), start=1):
-            table[group.name] = {group.width: 0.0, **probe.measure(group, scores[group.name], shares, positions)}
+            scores = {name: ranking[group.name] for name, ranking in rankings.items() if group.name in ranking}
+            found[group.name] = probe.measure(group, scores, shares, positions)
             if on_step is not None:
                 on_step(done, len(groups))
-    return {group.name: table[group.name] for group in groups}
+    return {
+        name: {group.name: {group.width: 0.0, **found[group.name][name]} for group in groups if group.name in ranking}
+        for name, ranking in rankings.items()
+    }
 
 
 class _Probe:
@@ -106,21 +126,29 @@ class _Probe:
         """Position in the graph of the first layer that reads the group."""
         return min((self.sites[name].call for name in self._consumers(group) if name in self.sites), default=0)
 
-    def measure(self, group: ChannelGroup, score: Tensor, shares: Sequence[float], positions: int) -> dict[int, float]:
-        """Divergence at each width."""
+    def measure(
+        self, group: ChannelGroup, rankings: Mapping[str, Tensor], shares: Sequence[float], positions: int
+    ) -> dict[str, dict[int, float]]:
+        """Per ranking, the divergence at each width."""
         self._advance(self.first_call(group))
         sums = {name: self._sums(self.sites[name], positions) for name in self._consumers(group) if name in self.sites}
         state = {name: copy.deepcopy(self.model.get_submodule(name).state_dict()) for name in self._touched(group)}
-        ranked = score.argsort(descending=True, stable=True).tolist()
-        losses: dict[int, float] = {}
-        for width in sorted({max(1, math.ceil(share * group.width)) for share in shares} - {group.width}):
-            for name, inputs in self._consumers(group).items():
-                read = [index for channel in sorted(ranked[:width]) for index in inputs[channel]]
-                self._refit(name, read, sums.get(name))
-            losses[width] = self._divergence()
-            for name, kept in state.items():
-                self.model.get_submodule(name).load_state_dict(kept)
-        return losses
+        widths = sorted({max(1, math.ceil(share * group.width)) for share in shares} - {group.width})
+        known: dict[tuple[int, ...], float] = {}
+
+        def loss(kept: tuple[int, ...]) -> float:
+            if kept not in known:
+                for name, inputs in self._consumers(group).items():
+                    self._refit(name, [index for channel in kept for index in inputs[channel]], sums.get(name))
+                known[kept] = self._divergence()
+                for name, whole in state.items():
+                    self.model.get_submodule(name).load_state_dict(whole)
+            return known[kept]
+
+        order = {name: score.argsort(descending=True, stable=True).tolist() for name, score in rankings.items()}
+        return {
+            name: {width: loss(tuple(sorted(ranked[:width]))) for width in widths} for name, ranked in order.items()
+        }
 
     def _consumers(self, group: ChannelGroup) -> dict[str, tuple[tuple[int, ...], ...]]:
         return {member.layer: member.channels for member in group.members if member.side == "in"}
