@@ -25,7 +25,7 @@ from infoprune.errors import UserError
 from infoprune.observing import analyze
 from infoprune.pipeline import Run
 from infoprune.planning import plan
-from infoprune.planning.ranking import Ranking
+from infoprune.planning.ranking import rank
 from infoprune.pruning import prune
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
@@ -79,8 +79,7 @@ class Bench:
 
     def _sensitivity(self, findings: list[Finding], rank_by: str) -> Mapping[str, Mapping[int, float]]:
         if rank_by not in self.tables or rank_by == "random":
-            ranking = Ranking(findings, rank_by)
-            scores = {group.name: ranking.scores(group) for group in self.job.graph.groups if not group.refusal}
+            scores = rank(findings, self.job.graph, rank_by)
             self.tables[rank_by] = measure_sensitivity(self.job.base, self.job.graph, scores, self.job.calibration[:4])
         return self.tables[rank_by]
 
@@ -116,13 +115,13 @@ def main() -> None:
     kept = " | ".join(f"{keep:.0%} of MACs" for keep in args.keep)
     rows = [f"Recipe `{args.recipe}`; unpruned {base:.2f} on validation; {args.batches} calibration batches.", ""]
     rows += [f"| ranked by | widths | {kept} |", "|---|---|" + "---|" * len(args.keep)]
-    grid = [(rank, rule) for rank in ("l2", "response_information", "information_bottleneck") for rule in RULES]
+    grid = [(name, rule) for name in ("l2", "response_information", "information_bottleneck") for rule in RULES]
     others = ("l1", "taylor", "batch_norm_scale", "redundancy", "cmi_permutation", "random")
-    grid += [(rank, rule) for rank in others for rule in ("uniform", "sensitivity")]
-    grid = [(rank, rule) for rank, rule in grid if not args.ranks or rank in args.ranks]
-    for rank, rule in grid:
-        cells = " | ".join(bench.row(rank, keep, RULES[rule]) for keep in args.keep)
-        rows.append(f"| {rank} | {rule} | {cells} |")
+    grid += [(name, rule) for name in others for rule in ("uniform", "sensitivity")]
+    grid = [(name, rule) for name, rule in grid if not args.ranks or name in args.ranks]
+    for name, rule in grid:
+        cells = " | ".join(bench.row(name, keep, RULES[rule]) for keep in args.keep)
+        rows.append(f"| {name} | {rule} | {cells} |")
         print(rows[-1], flush=True)
     weighted = {cost.layer for cost in bench.job.graph.costs if cost.macs}
     outs = [

@@ -32,7 +32,7 @@ from infoprune.pipeline import Run
 from infoprune.planning import plan
 from infoprune.planning.allocation import Span, in_proportion, meet
 from infoprune.planning.budgets import budget_of
-from infoprune.planning.ranking import Ranking
+from infoprune.planning.ranking import rank
 from infoprune.pruning import prune
 from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
@@ -57,8 +57,7 @@ def candidates(job: Run, share: float) -> dict[str, list[dict[str, int]]]:
     graph, found = job.graph, job.findings()
     known = {finding.analysis: finding for finding in found}
     how: dict[str, Any] = {"rank_by": "response_information", "macs": share, "redundancy_by": []}
-    ranking = Ranking(found, "response_information")
-    scores = {group.name: ranking.scores(group) for group in graph.groups if not group.refusal}
+    scores = rank(found, graph, "response_information")
     table = measure_sensitivity(job.base, graph, scores, job.calibration[:4])
     plans = {"measured sensitivity": plan(found, graph, table, allocation="sensitivity", width_by=[], **how)}
     plans["uniform"] = plan(found, graph, allocation="uniform", width_by=[], **how)

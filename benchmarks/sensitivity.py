@@ -19,7 +19,7 @@ from benchmarks.information.machine import header
 from infoprune import recipe
 from infoprune.observing import analyze
 from infoprune.pipeline import Run
-from infoprune.planning.ranking import Ranking
+from infoprune.planning.ranking import rank
 from infoprune.registry import find
 from infoprune.repairing.probing import measure_sensitivities, measure_sensitivity
 from infoprune.surveying import SENSITIVITY_BATCHES
@@ -43,8 +43,7 @@ def main() -> None:
         layers = [member.layer for group in groups for member in group.members if member.side == "out"]
         analyses = [find("analyses", name)(**job.settings.analyses.get(name, {})) for name in names]
         findings = analyze(job.base, job.calibration, analyses, layers=layers)
-        rankings = [Ranking(findings, each) for each in among]
-        scores = {each.key: {group.name: each.scores(group) for group in groups} for each in rankings}
+        scores = {"+".join(each): rank(findings, job.graph, each) for each in among}
         few = job.calibration[:SENSITIVITY_BATCHES]
         alone, together = [], []
         for _ in range(args.rounds):

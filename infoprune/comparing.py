@@ -222,7 +222,7 @@ class Comparison:
         key = f"{ranking.name} {seed if 'random' in ranking.name else 0}"
         if key not in self._tables:
             job, start = self.job, time.perf_counter()
-            scores = {group.name: ranking.scores(group) for group in job.graph.groups if not group.refusal}
+            scores = ranking.of(group for group in job.graph.groups if not group.refusal)
             table = measure_sensitivity(
                 job.base, job.graph, scores, job.calibration[:4], **job.settings.verbs["sensitivity"]
             )

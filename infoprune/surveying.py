@@ -13,6 +13,7 @@ from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError, shortages
 from infoprune.observing import analyze
 from infoprune.planning import first_channels
+from infoprune.planning.constraints import Constraints
 from infoprune.planning.ranking import Ranking
 from infoprune.pruning import prune
 from infoprune.repairing.probing import measure_sensitivities
@@ -83,18 +84,19 @@ class Surveying(Workspace):
     def _measure_sensitivity(self, ways: Sequence[Mapping[str, Any]], removed: Sequence[str]) -> Path:
         """Measures what each group costs at several widths, filters ranked as each of these plan options says."""
         path, options = self.out / "sensitivity.json", self.settings.verbs["sensitivity"]
-        signals = ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")
+        graph, signals = self.graph_of(removed), ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")
         ranked = [{key: how[key] for key in signals} for how in ways]
         rankings = [Ranking(self.findings(), *each.values()) for each in ranked]
         used = dict.fromkeys(finding.analysis for each in rankings for finding in (*each.main, *each.more))
+        refused = Constraints(protect=ways[0]["protect"], only=ways[0]["only"]).refused(graph)
+        free = [group for group in graph.groups if group.name not in refused]
         made_from = self.made_from(
-            {**options, "rankings": ranked, "removed": removed}, *(self._finding_file(name) for name in used)
+            {**options, "rankings": ranked, "removed": removed, "groups": [group.name for group in free]},
+            *(self._finding_file(name) for name in used),
         )
 
         def make() -> None:
-            graph = self.graph_of(removed)
-            groups = [group for group in graph.groups if not group.refusal]
-            scores = {each.key: {group.name: each.scores(group) for group in groups} for each in rankings}
+            scores = {each.key: each.of(free) for each in rankings}
             few = self.calibration[:SENSITIVITY_BATCHES]
             try:
                 tables = measure_sensitivities(self.base, graph, scores, few, self._advance("sensitivity"), **options)

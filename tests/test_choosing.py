@@ -152,6 +152,20 @@ def test_widths_go_by_sensitivity_unless_something_else_is_asked_for(tmp_path: P
         assert not (tmp_path / other / "sensitivity.json").exists()
 
 
+def test_sensitivity_is_measured_of_what_may_be_cut(tmp_path: Path) -> None:
+    asked = [*FAST, "sensitivity.shares=[0.5]", "plan.macs=0.9", "plan.only=['layer1.*']"]
+    job = pipeline.Run(recipe.read("digits", asked), tmp_path)
+    job.until("plan")
+    measured = store.read_json(tmp_path / "sensitivity.json")["losses"][job.planned.ranked_by]
+    assert measured.keys() == {group.group for group in job.planned.groups}
+    assert 0 < len(measured) < len(job.graph.groups)
+    # Other patterns, and it is measured anew.
+    fewer = pipeline.Run(recipe.read("digits", [*asked, "plan.protect=['layer1.0.conv1']"]), tmp_path)
+    fewer.until("plan")
+    again = store.read_json(tmp_path / "sensitivity.json")["losses"][job.planned.ranked_by]
+    assert measured.keys() - again.keys() == {"layer1.0.conv1"}
+
+
 def test_models_that_cannot_be_traced_get_uniform_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise UserError("torch.fx cannot trace the model")

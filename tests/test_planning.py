@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding, LayerCost, Member, Plan
 from infoprune.errors import UserError
 from infoprune.planning import plan
-from infoprune.planning.ranking import group_scores
+from infoprune.planning.ranking import group_scores, rank
 from infoprune.pruning import channel_graph, prune
 
 
@@ -201,3 +201,17 @@ def test_sensitivity_has_to_be_measured() -> None:
         plan([scored(graph)], graph, rank_by="l2", macs=0.5, allocation="sensitivity")
     with pytest.raises(UserError, match="none was measured for conv1"):
         plan([scored(graph)], graph, {"conv0": {16: 0.0, 4: 1.0}}, rank_by="l2", allocation="sensitivity")
+
+
+def test_rank_gives_the_scores_that_a_plan_goes_by(chain: nn.Module, images: Tensor) -> None:
+    graph = channel_graph(chain, images)
+    findings = [
+        Finding(name, importance={g.name: torch.randperm(g.width).float() for g in graph.groups})
+        for name in ("one", "two")
+    ]
+    for rank_by in ("one", ["one", "two"]):
+        scores = rank(findings, graph, rank_by)
+        assert scores.keys() == {group.name for group in graph.groups if not group.refusal}
+        for group in plan(findings, graph, rank_by=rank_by, macs=0.5).groups:
+            assert set(group.kept) == set(scores[group.group].topk(group.width_after).indices.tolist())
+    assert not torch.equal(rank(findings, graph, "one")[graph.groups[0].name], scores[graph.groups[0].name])

@@ -56,7 +56,7 @@ def plan(
     Args:
         findings: what the analyses found; those in `rank_by` must be among them.
         graph: channel groups and costs, from `channel_graph`.
-        sensitivity: for that allocation: per group, width -> loss, from `infoprune.repairing.measure_sensitivity`.
+        sensitivity: for that allocation: per group, width -> loss, from `infoprune.measure_sensitivity`.
         predict: for a latency budget: milliseconds at given widths, from `infoprune.timing.Timings`.
         macs: the budget in multiply-accumulates per sample: a share of the unpruned network's up to 1, above that a
             number. Several budgets hold at once; without any it is half the MACs.
@@ -103,7 +103,7 @@ def plan(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise UserError(f"there is nothing to prune: {reasons}")
     ranking = Ranking(findings, rank_by, redundancy_by, redundancy_weight, reduce, scale)
-    scores = {group.name: ranking.scores(group) for group in free}
+    scores = ranking.of(free)
     limits = {"macs": macs, "parameters": parameters, "bytes": bytes, "latency": latency, "latency_ms": latency_ms}
     budget = budget_of(graph, **limits, predict=predict)
     budget.check({group.name: constraints.floor(group) for group in free})

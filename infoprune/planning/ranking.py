@@ -1,12 +1,12 @@
 """Which channels of a group stay longest: from scores of layers to one score per channel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from infoprune.artifacts import ChannelGroup, Finding
+from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding
 from infoprune.errors import UserError, did_you_mean
 
 Reduce = Literal["mean", "max", "sum"]
@@ -137,6 +137,10 @@ class Ranking:
         names = " and ".join(finding.analysis for finding in self.main)
         return names + (f" with {' and '.join(finding.analysis for finding in self.more)}" if self.more else "")
 
+    def of(self, groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
+        """The scores of each of these groups, by its name."""
+        return {group.name: self.scores(group) for group in groups}
+
     def scores(self, group: ChannelGroup) -> Tensor:
         """One score per channel (`width`); the larger, the longer it stays.
 
@@ -153,6 +157,36 @@ class Ranking:
         to_scale = SCALES["standardized" if self.scale == "values" else self.scale]
         joined = torch.stack([to_scale(row) for row in rows]).mean(0)
         return joined + self.weight * torch.stack([to_scale(row) for row in more]).mean(0) if more else joined
+
+
+def rank(
+    findings: Sequence[Finding],
+    graph: ChannelGraph,
+    rank_by: str | Sequence[str] = "response_information",
+    redundancy_by: Sequence[str] = (),
+    redundancy_weight: float = 0.5,
+    reduce: Reduce = "mean",
+    scale: Scale = "standardized",
+) -> dict[str, Tensor]:
+    """One score per channel for every group that can be cut, as a plan with the same options ranks them.
+
+    Args:
+        findings: what the analyses found; those in `rank_by` must be among them.
+        graph: channel groups, from `channel_graph`.
+        rank_by: the analysis whose importance ranks the channels, or several, which count alike.
+        redundancy_by: analyses whose importance is added as a signal of redundancy.
+        redundancy_weight: of these signals against the ranking's.
+        reduce: how the scores of several layers in one group become one score per channel.
+        scale: what the scores of several layers or analyses are brought to before they are joined.
+
+    Returns:
+        Per group a score per channel (`width`); the larger, the longer it stays.
+
+    Raises:
+        UserError: for an analysis that did not run or gives no usable score, or a weight below 0.
+    """
+    ranking = Ranking(findings, rank_by, redundancy_by, redundancy_weight, reduce, scale)
+    return ranking.of(group for group in graph.groups if not group.refusal)
 
 
 def finding_named(findings: Sequence[Finding], name: str, option: str) -> Finding:
