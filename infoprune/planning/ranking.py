@@ -170,6 +170,12 @@ def rank(
 ) -> dict[str, Tensor]:
     """One score per channel for every group that can be cut, as a plan with the same options ranks them.
 
+    >>> from infoprune.artifacts import Member
+    >>> group = ChannelGroup("a", 2, (Member("a", "out", ((0,), (1,))),))
+    >>> found = Finding("l2", importance={"a": torch.tensor([0.5, 2.0])})
+    >>> rank([found], ChannelGraph((group,), (), (3, 8, 8)), "l2")["a"].tolist()
+    [0.5, 2.0]
+
     Args:
         findings: what the analyses found; those in `rank_by` must be among them.
         graph: channel groups, from `channel_graph`.
