@@ -101,7 +101,7 @@ class Surveying(Workspace):
             try:
                 tables = measure_sensitivities(self.base, graph, scores, few, self._advance("sensitivity"), **options)
             except UserError:
-                if any(how["allocation"] is not None for how in ways):
+                if ways[0]["allocation"] is not None:
                     raise
                 tables = {}  # Not every model can be traced, and nobody asked for it: widths are uniform then.
             store.write_json(path, {MADE_FROM: made_from, "losses": tables})

@@ -27,7 +27,21 @@ def job(folder: Path, *overrides: str) -> pipeline.Run:
     return pipeline.Run(recipe.read(path, [*own, *GRID, *overrides]), folder / "run")
 
 
-def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The criteria of the cells that are measured."""
+    seen: list[str] = []
+    original = Comparison._cell
+
+    def counting(self: Comparison, criterion: str, share: float, seed: int) -> Cell:
+        seen.append(criterion)
+        return original(self, criterion, share, seed)
+
+    monkeypatch.setattr(Comparison, "_cell", counting)
+    return seen
+
+
+def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, measured: list[str]) -> None:
     made = job(tmp_path)
     cells = compare(made, made.settings.compare)
     keys = [(cell.criterion, cell.seed) for cell in cells]
@@ -53,14 +67,7 @@ def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatc
     # A cell that is missing is measured again, the others are not.
     kept = store.read_json(tmp_path / "run" / "compare.json")
     store.write_json(tmp_path / "run" / "compare.json", {**kept, "cells": kept["cells"][:4] + kept["cells"][5:]})
-    measured: list[str] = []
-    original = Comparison._cell
-
-    def counting(self: Comparison, criterion: str, share: float, seed: int) -> Cell:
-        measured.append(criterion)
-        return original(self, criterion, share, seed)
-
-    monkeypatch.setattr(Comparison, "_cell", counting)
+    measured.clear()
     again = job(tmp_path)
     found = compare(again, again.settings.compare)
     assert measured == [RANDOM]
@@ -78,20 +85,11 @@ def test_every_cell_is_measured_once_and_written_down(tmp_path: Path, monkeypatc
         assert measured == stale
 
 
-def test_sensitivities_concern_the_rows_whose_widths_go_by_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sensitivities_concern_the_rows_whose_widths_go_by_them(tmp_path: Path, measured: list[str]) -> None:
     by_sensitivity = ["plan.allocation=sensitivity", "compare.criteria=['recipe', 'l2', 'torch_pruning.l2']"]
     made = job(tmp_path, *by_sensitivity)
     compare(made, made.settings.compare)
-    measured: list[str] = []
-    original = Comparison._cell
-
-    def counting(self: Comparison, criterion: str, share: float, seed: int) -> Cell:
-        measured.append(criterion)
-        return original(self, criterion, share, seed)
-
-    monkeypatch.setattr(Comparison, "_cell", counting)
+    measured.clear()
     other = job(tmp_path, *by_sensitivity, "sensitivity.shares=[0.5, 0.1]")
     compare(other, other.settings.compare)
     assert measured == ["recipe", "l2", RANDOM, RANDOM]

@@ -1,15 +1,17 @@
 """Measured sensitivity: it sees which filters are free, judged by images that the refit has not seen."""
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from infoprune.errors import UserError
+from infoprune.planning import plan
 from infoprune.planning.sensitivity import allocate
 from infoprune.pruning import channel_graph
-from infoprune.repairing.probing import measure_sensitivities, measure_sensitivity
+from infoprune.repairing.probing import SHARES, measure_sensitivities, measure_sensitivity
 from tests.test_repairing import Chain, duplicate, images, settled
 
 
@@ -52,6 +54,10 @@ def test_sensitivity_sees_which_filters_are_free_and_leaves_the_model_alone() ->
     assert graph.macs(widths) <= 0.6 * graph.macs({})
     with pytest.raises(UserError, match="out of reach"):
         allocate(table, graph, 0.01)
+
+
+def test_widths_are_measured_down_to_the_least_that_a_plan_keeps() -> None:
+    assert min(SHARES) <= signature(plan).parameters["min_share"].default
 
 
 def test_several_rankings_at_once_are_measured_as_one_by_one() -> None:
