@@ -2,9 +2,10 @@
 
     INFOPRUNE_DATA=DATA python -m benchmarks.latency --recipe resnet56_cifar10 [--shares …] [--output NOTE.md]
 
-Widths are uniform, filters ranked by L2: only widths matter here. All networks of a table are timed in turn, pass by
-pass, so that whatever else the machine does meets all of them; medians and interquartile ranges over the passes. The
-second table asks at one budget which multiple `plan.round_to` should make of the widths.
+Widths are uniform, filters ranked by L2: only widths matter here, so a network without weights at hand can be measured
+`--untrained`. All networks of a table are timed in turn, pass by pass, so that whatever else the machine does meets all
+of them; medians and interquartile ranges over the passes. The second table asks at one budget which multiple
+`plan.round_to` should make of the widths.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +104,17 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.67, 0.47, 0.38, 0.25, 0.125])
     parser.add_argument("--round-to", type=int, nargs="+", default=[1, 4, 8, 16], help="at the second of the shares")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--untrained", action="store_true", help="initial weights in place of the recipe's")
     parser.add_argument("--seconds", type=float, default=8, help="for each cell of all networks")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.latency {' '.join(sys.argv[1:])}")
+    asked = recipe.read(args.recipe)
+    if args.untrained:
+        model = {name: value for name, value in asked.table("model").items() if name != "weights"}
+        asked = replace(asked, tables={**asked.tables, "model": model})
     with tempfile.TemporaryDirectory() as folder:
-        job = Run(recipe.read(args.recipe), folder)
+        job = Run(asked, folder)
         images, base, graph = job.calibration[0][0], job.base.eval(), job.graph
     found = analyze(base, [(images[:2], torch.zeros(2, dtype=torch.long))], [L2()])
 
