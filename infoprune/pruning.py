@@ -7,6 +7,7 @@ import gc
 import math
 import random
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -81,16 +82,16 @@ def _tried(
     if not bool((images != images.flatten()[0]).any()):  # On zeros much would agree that does not on images.
         images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     refusals: dict[str, str] = {}
+    earlier: list[weakref.ref[nn.Module]] = []
     tried = names
 
     def problem(names: Sequence[str]) -> str:
         kept = {group.name: _drawn(group) for group in graph.groups if group.name in names}
         try:
-            if copies:
-                smaller = copies.pop()
-            else:
-                gc.collect()  # the traceback of a failed trial holds its copy
-                smaller = shorten(traceable_copy(model), graph.removed)
+            if any(copy() is not None for copy in earlier):
+                gc.collect()  # a copy that refers to itself outlives its trial; slow in a large process, so only then
+            smaller = copies.pop() if copies else shorten(traceable_copy(model), graph.removed)
+            earlier.append(weakref.ref(smaller))
             verify(model, cut(smaller, graph, kept), graph, kept, images)
         except Exception as error:  # The library and a user's forward raise whatever they like.
             own = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
