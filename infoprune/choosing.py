@@ -12,11 +12,10 @@ from infoprune import checkpoint, store
 from infoprune.artifacts import Plan
 from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
-from infoprune.planning import plan
-from infoprune.planning.budgets import check_latency
+from infoprune.planning import LIMITS, check_fit, plan
 from infoprune.planning.masks import read_masks
 from infoprune.planning.ranking import BEST
-from infoprune.planning.searching import choose_blocks, choose_ranking, search
+from infoprune.planning.searching import DEPTH, choose_blocks, choose_ranking, search
 from infoprune.profiling import measure_latency
 from infoprune.pruning import check_kept, prune
 from infoprune.repairing import repair
@@ -34,12 +33,13 @@ class Choosing(Surveying):
 
     def plan(self) -> None:
         """Chooses the channels to keep and writes `plan.json`, which may be edited by hand afterwards."""
-        self.analyze()
         path, options = self.out / "plan.json", dict(self.settings.verbs["plan"])
-        inputs = [self._finding_file(name) for name in self._analyses]
         if isinstance(options["masks"], str):
             found = checkpoint.find_file(options["masks"], self.settings.folder)
             options["masks"] = read_masks(found)
+        self._check_fit(options)
+        self.analyze()
+        inputs = [self._finding_file(name) for name in self._analyses]
         ways = self.ways(options)
         inputs += self._measurements(ways)
         verbs = self.settings.verbs
@@ -62,6 +62,17 @@ class Choosing(Surveying):
             store.write_json(path, {MADE_FROM: made_from, **to_json(chosen)})
 
         self._step("plan", path, made_from, make)
+
+    def _check_fit(self, options: Mapping[str, Any]) -> None:
+        """Refuses what does not fit the network before anything is analysed."""
+        depth = self.settings.verbs["depth"]
+        if options["masks"] is not None:
+            check_fit(self.graph, **options)
+            return
+        by = DEPTH if depth["depth_by"] is None else depth["depth_by"]
+        if self.settings.verbs["search"]["max_loss"] is not None or any(name in self._analyses for name in by):
+            options = {**options, **dict.fromkeys(LIMITS)}  # what can be reached is only known later
+        check_fit(self.graph_of(depth["remove"]), **options)
 
     def ways(self, options: Mapping[str, Any]) -> Ways:
         """The plan options of every ranking that is to be tried; one entry, as they are, where nothing is to choose."""
@@ -88,7 +99,6 @@ class Choosing(Surveying):
 
     def _planned(self, options: Mapping[str, Any]) -> Plan:
         """A plan for these options; for a latency, corrected by what the pruned network really takes."""
-        check_latency(options["latency"], options["latency_ms"])
         graph = self.graph_of(self._removed())
         if options["latency"] is None and options["latency_ms"] is None:
             return plan(self.findings(), graph, self._sensitivity(options), **options)

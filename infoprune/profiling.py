@@ -52,8 +52,7 @@ def profile(
     Raises:
         UserError: for an empty example or an option out of range.
     """
-    _at_least(1, latency_batch=latency_batch, latency_repeats=latency_repeats)
-    _at_least(0, latency_warmup=latency_warmup)
+    check_options(latency_batch=latency_batch, latency_repeats=latency_repeats, latency_warmup=latency_warmup)
     _check(example)
     # Cycling through the samples keeps the values real, on which the time of a CPU depends (denormals).
     timed = example[torch.arange(latency_batch, device=example.device) % len(example)]
@@ -62,6 +61,12 @@ def profile(
         macs=count_macs(model, example),
         latency=measure_latency(model, timed, repeats=latency_repeats, warmup=latency_warmup),
     )
+
+
+def check_options(*, latency_batch: int, latency_repeats: int, latency_warmup: int) -> None:
+    """Raises UserError for options of `profile` that are out of range."""
+    _at_least(1, latency_batch=latency_batch, latency_repeats=latency_repeats)
+    _at_least(0, latency_warmup=latency_warmup)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -5,34 +5,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infoprune import registry
+from infoprune import exporting, planning, profiling, registry, repairing, timing, training
 from infoprune.artifacts import ModelReference
 from infoprune.errors import UserError, did_you_mean
-from infoprune.exporting import export
 from infoprune.option_tables import CalibrationOptions, CompareOptions, PlaneOptions, RunOptions
-from infoprune.planning import plan
+from infoprune.planning import searching
 from infoprune.planning.ranking import BEST
-from infoprune.planning.searching import choose_blocks, choose_ranking, search
-from infoprune.profiling import profile
 from infoprune.recipe import Option, Recipe, Table, bind, options, type_name
-from infoprune.repairing import repair
-from infoprune.repairing.probing import measure_sensitivities
-from infoprune.timing import measure_timings
-from infoprune.training import finetune
+from infoprune.repairing import probing
 
 # Recipe table -> the verb whose keyword-only arguments it sets; [run] seed stands for every verb's own.
 VERBS: dict[str, Callable[..., Any]] = {
-    "depth": choose_blocks,
-    "sensitivity": measure_sensitivities,
-    "timings": measure_timings,
-    "plan": plan,
-    "choose": choose_ranking,
-    "search": search,
-    "repair": repair,
-    "finetune": finetune,
-    "train": finetune,
-    "evaluate": profile,
-    "export": export,
+    "depth": searching.choose_blocks,
+    "sensitivity": probing.measure_sensitivities,
+    "timings": timing.measure_timings,
+    "plan": planning.plan,
+    "choose": searching.choose_ranking,
+    "search": searching.search,
+    "repair": repairing.repair,
+    "finetune": training.finetune,
+    "train": training.finetune,
+    "evaluate": profiling.profile,
+    "export": exporting.export,
+}
+# What refuses values of a table that no network could do with; called as soon as the recipe is bound.
+CHECKS: dict[str, Callable[..., None]] = {
+    "depth": searching.check_blocks,
+    "sensitivity": probing.check_options,
+    "timings": timing.check_options,
+    "plan": planning.check_options,
+    "search": searching.check_search,
+    "repair": repairing.check_options,
+    "finetune": training.check_options,
+    "train": training.check_options,
+    "evaluate": profiling.check_options,
+    "export": exporting.check_options,
 }
 SEEDED = ("finetune", "train")
 
@@ -79,7 +86,8 @@ def bind_recipe(recipe: Recipe) -> Settings:
     """Checks every table and option of a recipe against what they name.
 
     Raises:
-        UserError: for an unknown table, option, analysis, model or data set, and for a value of the wrong type.
+        UserError: for an unknown table, option, analysis, model or data set, and for a value of the wrong type or out
+            of range.
     """
     registry.look_in(recipe.folder)
     known = ("model", "data", "analyses", *TABLES, *VERBS)
@@ -87,6 +95,8 @@ def bind_recipe(recipe: Recipe) -> Settings:
         if name not in known:
             raise UserError(f"no table [{name}] in recipes{did_you_mean(name, known)}")
     verbs = {name: bind(verb, recipe.table(name), name, skip=_skipped(name)) for name, verb in VERBS.items()}
+    for name, check in CHECKS.items():
+        check(**verbs[name])
     model, weights = _model(recipe.table("model"))
     return Settings(
         recipe=recipe,
@@ -127,14 +137,14 @@ def _data(table: Table) -> tuple[str, Mapping[str, Any]]:
 
 def _analyses(tables: Table, verbs: Mapping[str, Table]) -> dict[str, Table]:
     """Every analysis that the recipe names; those that a plan asks for need no table of their own."""
-    planning, ranking = verbs["plan"], verbs["plan"]["rank_by"]
+    chosen, ranking = verbs["plan"], verbs["plan"]["rank_by"]
     asked = [ranking] if isinstance(ranking, str) else [*ranking]
     if ranking == BEST:
         among = verbs["choose"]["among"]
         if not among:
             raise UserError(f"[plan] rank_by = '{BEST}', but [choose] among is empty; name the rankings to try")
         asked = [part for name in among for part in name.split("+")]
-    asked += [*planning["redundancy_by"], *(planning["width_by"] or ()), *(verbs["depth"]["depth_by"] or ())]
+    asked += [*chosen["redundancy_by"], *(chosen["width_by"] or ()), *(verbs["depth"]["depth_by"] or ())]
     named = {**tables, **{name: {} for name in asked if name not in tables}}
     bound = {}
     for name, table in named.items():

@@ -51,12 +51,7 @@ def measure_timings(
     Raises:
         UserError: for options out of range.
     """
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise UserError(f"[timings] shares are {list(shares)}; expected numbers above 0 and up to 1")
-    if batch < 1 or not 1 <= repeats <= MOST_REPEATS:
-        raise UserError(
-            f"[timings] batch = {batch}, repeats = {repeats}: expected 1 or more, {MOST_REPEATS} repeats at most"
-        )
+    check_options(shares=shares, batch=batch, repeats=repeats)
     images = example[torch.arange(batch, device=example.device) % len(example)]
     names = [cost.layer for cost in graph.costs if cost.macs]
     inputs = _inputs(model, images, names)
@@ -75,6 +70,16 @@ def measure_timings(
         network, widths = (model, {}) if share == 1 else narrowed(share)
         points.append((widths, measure_latency(network, images, repeats=2 * repeats)))
     return _fitted(layers, graph, points)
+
+
+def check_options(*, shares: Sequence[float], batch: int, repeats: int) -> None:
+    """Raises UserError for options of `measure_timings` that are out of range."""
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise UserError(f"[timings] shares are {list(shares)}; expected numbers above 0 and up to 1")
+    if batch < 1 or not 1 <= repeats <= MOST_REPEATS:
+        raise UserError(
+            f"[timings] batch = {batch}, repeats = {repeats}: expected 1 or more, {MOST_REPEATS} repeats at most"
+        )
 
 
 def plan_within(

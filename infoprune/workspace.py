@@ -21,9 +21,9 @@ from infoprune.planning.masks import compose
 from infoprune.pruning import channel_graph, check_plan
 from infoprune.recipe import Recipe
 from infoprune.resuming import EpochFile
-from infoprune.settings import SEEDED, Settings, bind_recipe
+from infoprune.settings import Settings, bind_recipe
 from infoprune.splits import Batches, Data, SplitName, first
-from infoprune.training import check_options, finetune
+from infoprune.training import finetune
 
 LOGGER = logging.getLogger(__name__)
 # Under this name every artifact says which options and inputs it came from.
@@ -73,8 +73,6 @@ class Workspace:
         blind = [] if self.settings.calibration.labels else [name for name, each in made.items() if each.needs_labels]
         self._analyses = {name: analysis for name, analysis in made.items() if name not in blind}
         self.left_out = dict.fromkeys(blind, "it needs labels, and [calibration] labels = false")
-        for verb in SEEDED:
-            check_options(**self.settings.verbs[verb])
         self._models: dict[str, nn.Module] = {}
         self._told: set[str] = set()
         self._graphs: dict[tuple[str, ...], ChannelGraph] = {}

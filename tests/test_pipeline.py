@@ -195,14 +195,43 @@ def test_damaged_artifacts_are_named(copied: Path) -> None:
         ("model.classes=5", "does not fit"),
         ("model.input_channels=3", "does not fit"),
         ("calibration.batches=100", "holds fewer; lower batches"),
-        ("plan.protect=['*']", "there is nothing to prune"),
         ("run.device=cuda:77", "is not to be had"),
+        ("plan.protect=['*']", "there is nothing to prune"),
+        ("plan.only=['nowhere*']", "'nowhere\\*' in \\[plan\\] matches no layer"),
+        ("plan.parameters=1e-3", "the smallest reachable is"),
+        ("plan.bytes=0", "bytes = 0.0: expected a share"),
+        ("plan.latency=2", "latency = 2.0: expected a share"),
+        ("plan.round_to=0", "round_to = 0: expected at least 1"),
+        ("plan.masks=nowhere.json", r"no file 'nowhere\.json'"),
+        ("plan.masks={conv1 = [99]}", "99"),
+        ("sensitivity.shares=[2]", r"shares are \[2.0\]; expected numbers above 0 and below 1"),
+        ("timings.repeats=0", "repeats = 0: expected 1 or more"),
+        ("search.tolerance=1", "expected shares between 0 and 1"),
+        ("depth.max_loss=-1", "expected points of accuracy"),
+        ("depth.remove=['nowhere']", "no block 'nowhere'"),
+        ("repair.match=-1", "match is -1; expected 0 or more"),
+        ("finetune.mixup=-1", "mixup = -1.0 is out of range"),
+        ("evaluate.latency_repeats=0", "latency_repeats is 0"),
+        ("export.dtypes=[]", "expected a list such as"),
     ],
 )
-def test_mistakes_are_refused_with_a_remedy(tmp_path: Path, override: str, message: str) -> None:
+def test_mistakes_are_refused_with_a_remedy_before_anything_is_analysed(
+    tmp_path: Path, override: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        run(tmp_path, override, until="prune")
-    assert not (tmp_path / "pruned.safetensors").exists()
+        run(tmp_path, override)
+    assert not (tmp_path / "findings").exists()
+
+
+@pytest.mark.parametrize("more", ["analyses.data_processing={}", "search.max_loss=1"])
+def test_what_can_be_reached_is_not_judged_early_where_blocks_or_a_search_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    monkeypatch.setattr(pipeline.Run, "analyze", lambda _: pytest.fail("analysed"))
+    with pytest.raises(pytest.fail.Exception, match="analysed"):
+        run(tmp_path, "plan.macs=0.001", more)
+    with pytest.raises(UserError, match="the smallest reachable is"):
+        run(tmp_path, "plan.macs=0.001", "analyses.data_processing={}", "depth.depth_by=[]")
 
 
 def test_another_ranking_needs_no_table_of_its_own(tmp_path: Path) -> None:

@@ -177,17 +177,22 @@ def _scratch(directory: Path) -> Iterator[Path]:
         raise UserError(f"cannot write to {directory}: {error}; choose another directory or free it") from error
 
 
-def _jobs(example: Tensor, formats: Sequence[Format], dtypes: Sequence[str]) -> list[_Job]:
-    """The files asked for, checked."""
-    if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
-        came = f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
-        raise UserError(f"the example is {came}; give a batch with at least one sample, such as 1 x 3 x 224 x 224")
+def check_options(*, formats: Sequence[str], dtypes: Sequence[str], **_: object) -> None:
+    """Raises UserError for a format or a precision that `export` does not know."""
     for what, given, known in (("format", formats, FILES), ("dtype", dtypes, DTYPES)):
         if isinstance(given, str) or (not given and what == "dtype"):
             raise UserError(f"{what}s is {given!r}, expected a list such as {what}s = [{next(iter(known))!r}]")
         for name in given:
             if name not in known:
                 raise UserError(f"no export {what} {name!r}{did_you_mean(name, known)}")
+
+
+def _jobs(example: Tensor, formats: Sequence[Format], dtypes: Sequence[str]) -> list[_Job]:
+    """The files asked for, checked."""
+    if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
+        came = f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise UserError(f"the example is {came}; give a batch with at least one sample, such as 1 x 3 x 224 x 224")
+    check_options(formats=formats, dtypes=dtypes)
     jobs: list[_Job] = []
     wanted: dict[Format, None] = dict.fromkeys(formats)
     if "source" in wanted:

@@ -1,7 +1,7 @@
 """From findings to kept channels under a budget."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding, GroupPlan, Plan
 from infoprune.errors import UserError
 from infoprune.planning.allocation import above_one_threshold, in_proportion, meet, uniform
-from infoprune.planning.budgets import Widths, budget_of
+from infoprune.planning.budgets import Widths, budget_of, check_amounts
 from infoprune.planning.constraints import Constraints, touched
 from infoprune.planning.masks import kept_by, read_masks
 from infoprune.planning.ranking import Ranking, Reduce, Scale, best
@@ -18,6 +18,8 @@ from infoprune.planning.sensitivity import cheapest, reaches
 from infoprune.planning.spans import decided_by, spans_of
 
 Allocation = Literal["uniform", "global", "sensitivity"]
+# Budgets that follow from the widths alone, without measuring.
+LIMITS = ("macs", "parameters", "bytes")
 
 
 def plan(
@@ -95,13 +97,10 @@ def plan(
             fit, or `rank_by` gives no usable score.
     """
     constraints = Constraints(round_to, min_width, min_share, protect, only)
-    refused = constraints.refused(graph)
-    free = [group for group in graph.groups if group.name not in refused]
+    free, refused = _free(graph, constraints)
     if masks is not None:
         return _by_hand(read_masks(masks) if isinstance(masks, str) else masks, graph, free, refused)
-    if not free:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise UserError(f"there is nothing to prune: {reasons}")
+    _not_nothing(free, refused)
     ranking = Ranking(findings, rank_by, redundancy_by, redundancy_weight, reduce, scale)
     scores = ranking.of(free)
     limits = {"macs": macs, "parameters": parameters, "bytes": bytes, "latency": latency, "latency_ms": latency_ms}
@@ -136,6 +135,46 @@ def plan(
         reason = decided_by(span, width, advice.get(name), width_as, allocation) + _cut(scores[name], kept, ranking)
         groups.append(_group_plan(span.group, kept, graph, widths, reason))
     return _made(graph, groups, refused, widths, (*budget.notes(widths), *notes), ranking.key)
+
+
+def check_options(*, round_to: int, min_width: int, min_share: float, **options: Any) -> None:
+    """Raises UserError for options of `plan` that fit no network."""
+    Constraints(round_to, min_width, min_share)
+    check_amounts(**{name: options[name] for name in (*LIMITS, "latency", "latency_ms")})
+
+
+def check_fit(graph: ChannelGraph, **options: Any) -> None:
+    """Refuses what no finding could mend, before any is made.
+
+    Args:
+        graph: channel groups and costs.
+        options: those of `plan`, all of them.
+
+    Raises:
+        UserError: for patterns and masks that do not fit the graph, a budget in MACs, parameters or bytes that is out
+            of reach, or where there is nothing to prune.
+    """
+    if options["masks"] is not None:
+        plan([], graph, **options)
+        return
+    constraints = Constraints(*(options[name] for name in ("round_to", "min_width", "min_share", "protect", "only")))
+    free, refused = _free(graph, constraints)
+    _not_nothing(free, refused)
+    limits = {name: options[name] for name in LIMITS}
+    if any(limits.values()):
+        budget_of(graph, **limits).check({group.name: constraints.floor(group) for group in free})
+
+
+def _free(graph: ChannelGraph, constraints: Constraints) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """The groups that may be cut, and why the others stay whole."""
+    refused = constraints.refused(graph)
+    return [group for group in graph.groups if group.name not in refused], refused
+
+
+def _not_nothing(free: Sequence[ChannelGroup], refused: Mapping[str, str]) -> None:
+    if not free:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UserError(f"there is nothing to prune: {reasons}")
 
 
 def _cut(scores: Tensor, kept: Sequence[int], ranking: Ranking) -> str:

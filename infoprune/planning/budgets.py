@@ -108,17 +108,12 @@ def budget_of(
     if macs is parameters is bytes is latency is latency_ms is None:
         macs = 0.5
     limits = []
+    check_amounts(macs=macs, parameters=parameters, bytes=bytes, latency=latency, latency_ms=latency_ms)
     for option, asked in (("macs", macs), ("parameters", parameters), ("bytes", bytes)):
         if asked is not None:
             total = getattr(graph.unpruned, option)
-            if not asked > 0:
-                raise UserError(
-                    f"[plan] {option} = {asked}: expected a share of the unpruned model's {_unit(option)} (0..1], or a "
-                    f"number of {_unit(option)}"
-                )
             most = min(total, round(asked * total) if asked <= 1 else round(asked))
             limits.append(Limit(option, asked, max(most, 1), total, _cost(graph, option), _unit(option)))
-    check_latency(latency, latency_ms)
     for option, asked in (("latency", latency), ("latency_ms", latency_ms)):
         if asked is not None:
             if predict is None:
@@ -132,8 +127,14 @@ def budget_of(
     return Budget(limits)
 
 
-def check_latency(latency: float | None, latency_ms: float | None) -> None:
-    """Raises UserError for a budget of time that is none."""
+def check_amounts(*, latency: float | None, latency_ms: float | None, **amounts: float | None) -> None:
+    """Raises UserError for a budget that is none."""
+    for option, asked in amounts.items():
+        if asked is not None and not asked > 0:
+            raise UserError(
+                f"[plan] {option} = {asked}: expected a share of the unpruned model's {_unit(option)} (0..1], or a "
+                f"number of {_unit(option)}"
+            )
     if latency is not None and not 0 < latency <= 1:
         raise UserError(f"[plan] latency = {latency}: expected a share of the unpruned model's time (0..1]")
     if latency_ms is not None and not latency_ms > 0:

@@ -60,10 +60,9 @@ def search(
     Raises:
         UserError: for options out of range, or where nothing was asked for.
     """
-    if max_loss is None or not max_loss >= 0:
-        raise UserError(f"[search] max_loss = {max_loss}: expected points of accuracy, 0 or more, such as 1.0")
-    if not 0 < least < 1 or not 0 < tolerance < 1:
-        raise UserError(f"[search] least = {least}, tolerance = {tolerance}: expected shares between 0 and 1")
+    if max_loss is None:
+        raise UserError("[search] max_loss is missing: expected points of accuracy, 0 or more, such as 1.0")
+    check_search(max_loss=max_loss, budget=budget, least=least, tolerance=tolerance)
     tried = dict(known or {})
 
     def holds(share: float) -> bool:
@@ -81,6 +80,14 @@ def search(
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return Found(high, tried.get(f"{high:.6g}", base), tried)
+
+
+def check_search(*, max_loss: float | None, budget: BudgetName, least: float, tolerance: float) -> None:
+    """Raises UserError for options of `search` that are out of range."""
+    if max_loss is not None and not max_loss >= 0:
+        raise UserError(f"[search] max_loss = {max_loss}: expected points of accuracy, 0 or more, such as 1.0")
+    if not 0 < least < 1 or not 0 < tolerance < 1:
+        raise UserError(f"[search] least = {least}, tolerance = {tolerance}: expected shares between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -171,8 +178,7 @@ def choose_blocks(
     Raises:
         UserError: for an analysis that did not run, or a loss below 0.
     """
-    if not max_loss >= 0:
-        raise UserError(f"[depth] max_loss = {max_loss}: expected points of accuracy, 0 or more")
+    check_blocks(max_loss=max_loss)
     named = {finding.analysis: finding for finding in findings}
     for name in depth_by or ():
         if name not in named:
@@ -199,3 +205,9 @@ def choose_blocks(
         if harmless((*chosen, block)):
             chosen = (*chosen, block)
     return Blocks(chosen, tried)
+
+
+def check_blocks(*, max_loss: float, **_: object) -> None:
+    """Raises UserError for options of `choose_blocks` that are out of range."""
+    if not max_loss >= 0:
+        raise UserError(f"[depth] max_loss = {max_loss}: expected points of accuracy, 0 or more")

@@ -73,13 +73,11 @@ def repair(
         UserError: for no batches, NaN or infinite activations, options out of range, or networks that do not fit
             `graph` and `kept`.
     """
-    least = {"positions": positions, "cache_mb": cache_mb, "inputs_limit": inputs_limit, "steps": steps}
-    least |= {"match": match, "match_steps": match_steps}
-    for name, value in {**least, "learning_rate": learning_rate, "match_rate": match_rate}.items():
-        if not value >= 0:
-            raise UserError(f"{name} is {value}; expected 0 or more")
-    if method not in get_args(Method):
-        raise UserError(f"method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
+    numbers = {"positions": positions, "cache_mb": cache_mb, "inputs_limit": inputs_limit, "steps": steps}
+    numbers |= {"match": match, "match_steps": match_steps}
+    check_options(
+        method=method, scope=scope, ridge=ridge, **numbers, learning_rate=learning_rate, match_rate=match_rate
+    )
     more = [*batches, *views] if match or method == "reconstruct" else []
     models, done = (pruned, teacher, graph, kept), Repair()
     if method in ("compensate", "reconstruct"):
@@ -95,6 +93,17 @@ def repair(
         how: dict[str, Any] = {"blocks": match, "steps": match_steps, "learning_rate": match_rate}
         done += match_predictions(*models, more, on_step, cache_mb=cache_mb, seed=seed, **how)
     return done
+
+
+def check_options(*, method: Method, ridge: float | None, scope: Scope, **numbers: float) -> None:
+    """Raises UserError for options of `repair` that are out of range."""
+    for name, value in numbers.items():
+        if not value >= 0:
+            raise UserError(f"[repair] {name} is {value}; expected 0 or more")
+    if ridge is not None and not ridge > 0:
+        raise UserError(f"[repair] ridge is {ridge}; expected a number above 0, or leave it out to have it chosen")
+    if method not in get_args(Method):
+        raise UserError(f"[repair] method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
 
 
 def recalibrate(model: nn.Module, batches: Batches, on_step: Callable[[int, int], None] | None = None) -> None:

@@ -92,8 +92,6 @@ def compensate(
     Raises:
         UserError: for no batches, NaN or infinite activations, or networks that do not fit `graph` and `kept`.
     """
-    if ridge is not None and not ridge > 0:
-        raise UserError(f"ridge is {ridge}; expected a number above 0, or leave it out to have it chosen")
     outputs, consumers = kept_outputs(pruned, teacher, graph, kept)
     images = first_images(batches, pruned)
     done: list[LayerRepair] = []

@@ -98,10 +98,7 @@ def measure_sensitivities(
     Raises:
         UserError: for a model that torch.fx cannot trace, no batches, or shares out of range.
     """
-    if not shares or not all(0 < share < 1 for share in shares):
-        raise UserError(f"shares are {list(shares)}; expected numbers above 0 and below 1")
-    if positions < 0 or cache_mb < 0:
-        raise UserError(f"positions = {positions}, cache_mb = {cache_mb}; expected 0 or more")
+    check_options(shares=shares, positions=positions, cache_mb=cache_mb)
     probe = _Probe(shorten(copy.deepcopy(model), graph.removed), batches, cache_mb << 20)
     groups = [group for group in graph.groups if not group.refusal]
     groups = [group for group in groups if any(group.name in scores for scores in rankings.values())]
@@ -116,6 +113,14 @@ def measure_sensitivities(
         name: {group.name: {group.width: 0.0, **found[group.name][name]} for group in groups if group.name in ranking}
         for name, ranking in rankings.items()
     }
+
+
+def check_options(*, shares: Sequence[float], positions: int, cache_mb: int) -> None:
+    """Raises UserError for options of `measure_sensitivities` that are out of range."""
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise UserError(f"[sensitivity] shares are {list(shares)}; expected numbers above 0 and below 1")
+    if positions < 0 or cache_mb < 0:
+        raise UserError(f"[sensitivity] positions = {positions}, cache_mb = {cache_mb}; expected 0 or more")
 
 
 class _Probe:
