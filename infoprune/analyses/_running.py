@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from infoprune.artifacts import Flag, Measure
@@ -86,7 +86,7 @@ class Running:
         value = self.mean(name)
         if not (count > 1).any():
             return Measure(value, unit=unit)
-        quantile = torch.as_tensor(stats.t.ppf(0.975, (count - 1).clamp_min(1).numpy()), dtype=torch.float64)
+        quantile = torch.as_tensor(special.stdtrit((count - 1).clamp_min(1).numpy(), 0.975), dtype=torch.float64)
         half = quantile * (squares.clamp_min(0) / (count - 1).clamp_min(1) / count.clamp_min(1)).sqrt()
         # One mini-batch says nothing about spread, so where others had two such an entry's interval is unknown.
         half = torch.where(count > 1, half, torch.nan)

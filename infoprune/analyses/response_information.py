@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -194,7 +194,7 @@ class ResponseInformation:
                 rises = rises_along(*covariances, found.order, block=moments.block)
                 parts.append(torch.tensor([self._width(rises), rises[-1]], dtype=torch.float64))
             spread = torch.stack(parts).std(0, correction=0) * math.sqrt(len(folds) - 1)
-            half = float(stats.t.ppf(0.975, len(folds) - 1)) * spread
+            half = float(special.stdtrit(len(folds) - 1, 0.975)) * spread
         named = zip(("width", "explained"), ("filters", "share of the response"), strict=True)
         intervals = {
             name: Measure(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64, Int
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from infoprune.information.entropy import (
@@ -220,7 +220,7 @@ def _tested(
     p_value = float(permutation_p_value(above, ignored) if variant.plus_one else above.double().mean())
     adjusted, spread = p_value, float(permuted.std(correction=0))
     if variant.adjust:
-        tail = float(stats.norm.sf((float(permuted.mean()) - observed) / spread)) if spread > TIE_BITS else 1.0
+        tail = float(special.ndtr((observed - float(permuted.mean())) / spread)) if spread > TIE_BITS else 1.0
         adjusted = max(p_value, -math.expm1(candidates * math.log1p(-min(tail, 1 - 1e-12))))
     low, high = permuted.quantile(0.05), permuted.quantile(0.95)
     band = (float(permuted.mean()), float(low), float(high))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from infoprune.information.entropy import joint_entropy, mutual_information
@@ -112,7 +112,7 @@ def batch_interval(values: Float[Tensor, " batches *shape"], *, level: float = 0
     mean = values.mean(0)
     if count < 2:
         return Interval(mean, torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan))
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) / math.sqrt(count) * values.std(0)
+    half = float(special.stdtrit(count - 1, (1 + level) / 2)) / math.sqrt(count) * values.std(0)
     return Interval(mean, mean - half, mean + half)
 
 
