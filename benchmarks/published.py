@@ -21,7 +21,7 @@ from infoprune.artifacts import Metrics
 from infoprune.pipeline import Run
 from infoprune.workspace import Silence
 
-# From base accuracies of about 93.5, with schedules of 100 epochs and more.
+# From base accuracies of about 93.5, after full schedules.
 PUBLISHED = (
     ("DepGraph, sparse training before (Fang et al., 2301.12900)", 2.13, 93.77),
     ("DepGraph, sparse training before (Fang et al., 2301.12900)", 2.57, 93.64),

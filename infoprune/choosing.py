@@ -101,7 +101,7 @@ class Choosing(Surveying):
         """A plan for these options; for a latency, corrected by what the pruned network really takes."""
         graph = self.graph_of(self._removed())
         if options["latency"] is None and options["latency_ms"] is None:
-            return plan(self.findings(), graph, self._sensitivity(options), **options)
+            return self._plan(options)
         timings = self._timings()
         images = self.calibration[0][0][: timings.batch]
         whole = measure_latency(self.base, images).median
@@ -109,9 +109,7 @@ class Choosing(Surveying):
 
         def plan_for(target: float) -> Plan:
             limit = {**options, "latency": target, "latency_ms": None}
-            return plan(
-                self.findings(), graph, self._sensitivity(options), lambda w: timings.predict(graph, w), **limit
-            )
+            return self._plan(limit, lambda widths: timings.predict(graph, widths))
 
         def time_of(found: Plan) -> float:
             return measure_latency(prune(self.base, found), images).median
@@ -121,6 +119,14 @@ class Choosing(Surveying):
         if taken > CLOSE * asked * whole:
             note += f"; {asked:.1%} was asked for and not reached, since what layers take is not all that takes time"
         return replace(found, notes=(*found.notes, note))
+
+    def _plan(self, options: Mapping[str, Any], predict: Callable[[Mapping[str, int]], float] | None = None) -> Plan:
+        """A plan for these options, with a note where it lacks the sensitivities that it should have gone by."""
+        graph = self.graph_of(self._removed())
+        found = plan(self.findings(), graph, self._sensitivity(options), predict, **options)
+        why = self._unmeasured(options)
+        note = f"widths are uniform, since sensitivity could not be measured: {why}"
+        return replace(found, notes=(*found.notes, note)) if why else found
 
     def _best(
         self,

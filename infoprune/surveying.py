@@ -100,11 +100,12 @@ class Surveying(Workspace):
             few = self.calibration[:SENSITIVITY_BATCHES]
             try:
                 tables = measure_sensitivities(self.base, graph, scores, few, self._advance("sensitivity"), **options)
-            except UserError:
+                store.write_json(path, {MADE_FROM: made_from, "losses": tables})
+            except UserError as error:
                 if ways[0]["allocation"] is not None:
                     raise
-                tables = {}  # Not every model can be traced, and nobody asked for it: widths are uniform then.
-            store.write_json(path, {MADE_FROM: made_from, "losses": tables})
+                # Not every model can be traced, and nobody asked for it: widths are uniform then.
+                store.write_json(path, {MADE_FROM: made_from, "losses": {}, "refused": str(error)})
 
         self._step("sensitivity", path, made_from, make)
         return path
@@ -116,6 +117,13 @@ class Surveying(Workspace):
             return {}
         losses = from_json(store.read_json(path).get("losses"), dict[str, dict[str, dict[int, float]]], str(path))
         return losses.get(by if isinstance(by, str) else "+".join(by), {})
+
+    def _unmeasured(self, how: Mapping[str, Any]) -> str:
+        """Why sensitivities that these plan options would go by could not be measured; empty where they were."""
+        path = self.out / "sensitivity.json"
+        if not by_sensitivity(how) or not path.exists():
+            return ""
+        return from_json(store.read_json(path).get("refused", ""), str, str(path))
 
     def _measure_timings(self) -> Path:
         """Measures, if the plan wants it, what layers take at several widths; `timings.json` keeps it."""

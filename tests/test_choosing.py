@@ -174,6 +174,7 @@ def test_models_that_cannot_be_traced_get_uniform_widths(tmp_path: Path, monkeyp
     job = pipeline.Run(recipe.read("digits", list(FAST)), tmp_path / "1")
     job.until("plan")
     assert all(group.reason.startswith("uniform width") for group in job.planned.groups)
+    assert job.planned.notes[-1].endswith("sensitivity could not be measured: torch.fx cannot trace the model")
     asked = pipeline.Run(recipe.read("digits", [*FAST, "plan.allocation=sensitivity"]), tmp_path / "2")
     with pytest.raises(UserError, match="cannot trace"):
         asked.until("plan")

@@ -135,7 +135,8 @@ class _Probe:
                 self.walker.shapes(images[:1])
             except Exception as error:  # Tracing and replaying fail in as many ways as there are models.
                 raise UserError(
-                    f"torch.fx cannot trace the model: {type(error).__name__}: {error}; allocate widths in another way"
+                    f"torch.fx cannot trace the model: {type(error).__name__}: {error}; [plan] allocation = 'uniform' "
+                    "and 'global' do without"
                 ) from error
             layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
             # On the intact network the shortcut has no error, so each layer's own response is the target.
