@@ -71,7 +71,7 @@ def main() -> None:
     lines = ["# ResNet-56 on CIFAR-10 after fine-tuning, beside published figures", ""]
     lines += header(f"INFOPRUNE_DATA=DATA python -m benchmarks.published {' '.join(sys.argv[1:])}")
     schedule = recipe.read("resnet56_cifar10", args.given).table("finetune")
-    lines += ["", "Fine-tuning: " + ", ".join(f"{name} {value}" for name, value in schedule.items()) + ".", ""]
+    lines += ["Fine-tuning: " + ", ".join(f"{name} {value}" for name, value in schedule.items()) + ".", ""]
     lines += ["| share of MACs | seed | fewer MACs | unpruned | repaired | fine-tuned |", "|---|---|---|---|---|---|"]
     for share in args.shares:
         lines += rows(share, {seed: ran(share, seed, args.given, args.folder) for seed in args.seeds})
