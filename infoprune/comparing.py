@@ -5,6 +5,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -223,9 +224,12 @@ class Comparison:
         if key not in self._tables:
             job, start = self.job, time.perf_counter()
             scores = ranking.of(group for group in job.graph.groups if not group.refusal)
-            table = measure_sensitivity(
-                job.base, job.graph, scores, job.calibration[:4], **job.settings.verbs["sensitivity"]
-            )
+            few, verbs = job.calibration[:4], job.settings.verbs
+            table: Mapping[
+                str, Mapping[int, float]
+            ] = {}  # where the model cannot be traced: as in a run, uniform widths
+            with nullcontext() if verbs["plan"]["allocation"] else suppress(UserError):
+                table = measure_sensitivity(job.base, job.graph, scores, few, **verbs["sensitivity"])
             self._tables[key] = table, time.perf_counter() - start
         return self._tables[key]
 

@@ -218,3 +218,20 @@ def test_the_command_prints_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "torch_pruning.l2" in result.stdout
     assert comparing.RANDOM in result.stdout
     assert "±" in result.stdout
+
+
+def test_models_that_cannot_be_traced_are_compared_at_uniform_widths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("torch.fx cannot trace the model")
+
+    monkeypatch.setattr(comparing, "measure_sensitivity", refuse)
+    grid = ["compare.criteria=['l2', 'uniform.l2']", "compare.controls=false"]
+    asked = job(tmp_path, *grid, "plan.allocation=sensitivity")
+    unasked = [f"model.name={tmp_path / 'nets.py'}:net", f"data.name={tmp_path / 'data.py'}:load", *GRID, *grid]
+    made = pipeline.Run(recipe.read(user_files(tmp_path), unasked), tmp_path / "unasked")
+    measured, uniform = compare(made, made.settings.compare)
+    assert (measured.macs, measured.repaired) == (uniform.macs, uniform.repaired)
+    with pytest.raises(UserError, match="cannot trace"):
+        compare(asked, asked.settings.compare)
