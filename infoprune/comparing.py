@@ -225,9 +225,8 @@ class Comparison:
             job, start = self.job, time.perf_counter()
             scores = ranking.of(group for group in job.graph.groups if not group.refusal)
             few, verbs = job.calibration[:4], job.settings.verbs
-            table: Mapping[
-                str, Mapping[int, float]
-            ] = {}  # where the model cannot be traced: as in a run, uniform widths
+            # Where the model cannot be traced, and nobody asked for it, widths are uniform, as in a run.
+            table: Mapping[str, Mapping[int, float]] = {}
             with nullcontext() if verbs["plan"]["allocation"] else suppress(UserError):
                 table = measure_sensitivity(job.base, job.graph, scores, few, **verbs["sensitivity"])
             self._tables[key] = table, time.perf_counter() - start
