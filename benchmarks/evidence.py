@@ -28,9 +28,7 @@ from infoprune.training import evaluate
 from infoprune.workspace import Silence
 
 MIXED = ("l2+response_information", "information_bottleneck+response_information", "l2+taylor")
-# What gives no importance, or is a control already.
-LEFT_OUT = ("data_processing", "information_plane", "information_scaling", "random")
-OURS = tuple(name for name in registry.names("analyses") if name not in LEFT_OUT)
+OURS = tuple(name for name in registry.giving("importance") if name != "random")  # which is a control already
 STAGES = ("cut", "repaired", "finetuned")
 
 

@@ -69,6 +69,9 @@ class Choosing(Surveying):
         if options["masks"] is not None:
             check_fit(self.graph, **options)
             return
+        for name, option in self.settings.asked.items():
+            if name in self.left_out:
+                raise UserError(f"{option} goes by '{name}', which is left out: {self.left_out[name]}")
         by = DEPTH if depth["depth_by"] is None else depth["depth_by"]
         if self.settings.verbs["search"]["max_loss"] is not None or any(name in self._analyses for name in by):
             options = {**options, **dict.fromkeys(LIMITS)}  # what can be reached is only known later

@@ -133,3 +133,5 @@ class CompareOptions:
             for part in name.removeprefix(PEER if peer else UNIFORM).split("+"):
                 if part not in known and ":" not in part:
                     raise UserError(f"[compare] criteria: no '{name}'{did_you_mean(part, known)}")
+                if not peer and part != RECIPE:
+                    registry.check_given(part, "importance", "[compare] criteria")

@@ -19,6 +19,8 @@ from typing import Any, Literal
 from infoprune.errors import UserError, did_you_mean, told
 
 Kind = Literal["analyses", "models", "datasets"]
+# What a plan can go by in an analysis's finding; an analysis says in `gives` what of it its own hold.
+Given = Literal["importance", "widths", "removable"]
 ENTRY = {"models": "build", "datasets": "load"}
 # Where a user's own code is looked for besides the working directory: folders of recipes.
 _FOLDERS: list[Path] = []
@@ -53,6 +55,33 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         return found
     what = {"analyses": "analysis", "models": "model", "datasets": "data set"}[kind]
     raise UserError(f"no {what} '{name}'{did_you_mean(name, names(kind))} (your own: package.module:function)")
+
+
+def giving(what: Given) -> list[str]:
+    """Our analyses whose findings hold importance, widths or removable blocks.
+
+    >>> giving("removable")
+    ['data_processing']
+    """
+    return [name for name in names("analyses") if _gives(name, what)]
+
+
+def check_given(name: str, what: Given, option: str) -> None:
+    """Refuses an analysis that cannot do what an option names it for; a user's own is taken to give everything.
+
+    Raises:
+        UserError: where it gives nothing of the kind, or there is no such analysis.
+    """
+    if not _gives(name, what):
+        verb = {"importance": "gives no importance to rank by", "widths": "recommends no widths"}
+        raise UserError(
+            f"{option}: '{name}' {verb.get(what, 'names no blocks to remove')}; analyses that do: "
+            f"{', '.join(giving(what))}"
+        )
+
+
+def _gives(name: str, what: Given) -> bool:
+    return what in getattr(find("analyses", name), "gives", (what,))
 
 
 def _modules(kind: Kind) -> list[str]:

@@ -1,6 +1,6 @@
 """A whole recipe bound to signatures before the first expensive second."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Settings:
         weights: its weights file as the recipe names it; `None` for initial weights.
         data: name and options of the data set.
         analyses: options per analysis.
+        asked: the analyses that a plan goes by, each with an option that names it.
         verbs: keyword arguments per table of `VERBS`.
     """
 
@@ -74,6 +75,7 @@ class Settings:
     weights: str | None
     data: tuple[str, Mapping[str, Any]]
     analyses: Mapping[str, Mapping[str, Any]]
+    asked: Mapping[str, str]
     verbs: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -98,13 +100,15 @@ def bind_recipe(recipe: Recipe) -> Settings:
     for name, check in CHECKS.items():
         check(**verbs[name])
     model, weights = _model(recipe.table("model"))
+    asked = _asked(verbs)
     return Settings(
         recipe=recipe,
         **{name: table(**bind(table, recipe.table(name), name)) for name, table in TABLES.items()},
         model=model,
         weights=weights,
         data=_data(recipe.table("data")),
-        analyses=_analyses(recipe.table("analyses"), verbs),
+        analyses=_analyses(recipe.table("analyses"), asked),
+        asked=asked,
         verbs=verbs,
     )
 
@@ -135,16 +139,30 @@ def _data(table: Table) -> tuple[str, Mapping[str, Any]]:
     return name, table if ":" in name else bind(load, table, "data")
 
 
-def _analyses(tables: Table, verbs: Mapping[str, Table]) -> dict[str, Table]:
-    """Every analysis that the recipe names; those that a plan asks for need no table of their own."""
+def _asked(verbs: Mapping[str, Table]) -> dict[str, str]:
+    """The analyses that a plan goes by, each with an option that names it."""
     chosen, ranking = verbs["plan"], verbs["plan"]["rank_by"]
-    asked = [ranking] if isinstance(ranking, str) else [*ranking]
+    source, rankings = "[plan] rank_by", [ranking] if isinstance(ranking, str) else [*ranking]
     if ranking == BEST:
-        among = verbs["choose"]["among"]
-        if not among:
+        source, rankings = "[choose] among", [part for name in verbs["choose"]["among"] for part in name.split("+")]
+        if not rankings:
             raise UserError(f"[plan] rank_by = '{BEST}', but [choose] among is empty; name the rankings to try")
-        asked = [part for name in among for part in name.split("+")]
-    asked += [*chosen["redundancy_by"], *(chosen["width_by"] or ()), *(verbs["depth"]["depth_by"] or ())]
+    wanted: list[tuple[str, registry.Given, Sequence[str]]] = [
+        (source, "importance", rankings),
+        ("[plan] redundancy_by", "importance", chosen["redundancy_by"]),
+        ("[plan] width_by", "widths", chosen["width_by"] or ()),
+        ("[depth] depth_by", "removable", verbs["depth"]["depth_by"] or ()),
+    ]
+    asked: dict[str, str] = {}
+    for option, what, names in wanted:
+        for name in names:
+            registry.check_given(name, what, option)
+            asked.setdefault(name, option)
+    return asked
+
+
+def _analyses(tables: Table, asked: Iterable[str]) -> dict[str, Table]:
+    """Every analysis that the recipe names; those that a plan goes by need no table of their own."""
     named = {**tables, **{name: {} for name in asked if name not in tables}}
     bound = {}
     for name, table in named.items():

@@ -61,6 +61,13 @@ class TestContract:
                 assert measure.low is None or (measure.low <= measure.value).all()
                 assert measure.high is None or (measure.high >= measure.value).all()
 
+    def test_gives_what_it_says(self, name: str, chain: nn.Module, batches: Batches) -> None:
+        found = analyze(chain, batches, [registry.find("analyses", name)()])[0]
+        gives = registry.find("analyses", name).gives
+        assert bool(found.importance) == ("importance" in gives)
+        assert "widths" in gives or not found.widths
+        assert "removable" in gives or not found.removable
+
     def test_does_not_see_the_order_of_layers(self, name: str, chain: nn.Module, batches: Batches) -> None:
         if getattr(registry.find("analyses", name), "across_layers", False):
             return  # it relates layers to one another

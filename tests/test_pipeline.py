@@ -204,6 +204,11 @@ def test_damaged_artifacts_are_named(copied: Path) -> None:
         ("plan.round_to=0", "round_to = 0: expected at least 1"),
         ("plan.masks=nowhere.json", r"no file 'nowhere\.json'"),
         ("plan.masks={conv1 = [99]}", "99"),
+        ("plan.rank_by=data_processing", "'data_processing' gives no importance to rank by; analyses that do: b"),
+        ("plan.redundancy_by=['information_scaling']", "redundancy_by: 'information_scaling' gives no importance"),
+        ("plan.width_by=['taylor']", "'taylor' recommends no widths; analyses that do: cmi_permutation"),
+        ("depth.depth_by=['l2']", "'l2' names no blocks to remove; analyses that do: data_processing"),
+        ("compare.criteria=['l2+information_plane']", "criteria: 'information_plane' gives no importance"),
         ("sensitivity.shares=[2]", r"shares are \[2.0\]; expected numbers above 0 and below 1"),
         ("timings.repeats=0", "repeats = 0: expected 1 or more"),
         ("search.tolerance=1", "expected shares between 0 and 1"),
@@ -220,6 +225,12 @@ def test_mistakes_are_refused_with_a_remedy_before_anything_is_analysed(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(tmp_path, override)
+    assert not (tmp_path / "findings").exists()
+
+
+def test_a_ranking_that_needs_labels_is_refused_before_anything_is_analysed_without_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rank_by goes by 'taylor', which is left out: it needs labels"):
+        run(tmp_path, "plan.rank_by=taylor", "calibration.labels=false")
     assert not (tmp_path / "findings").exists()
 
 

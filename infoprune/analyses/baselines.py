@@ -21,6 +21,7 @@ class _Scores:
     observes: tuple[type[nn.Module], ...] = CONVOLUTIONS_AND_LINEAR
     needs_gradients = False
     needs_labels = False
+    gives = ("importance",)
     name: str
 
     def __init__(self) -> None:

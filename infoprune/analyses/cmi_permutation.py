@@ -56,6 +56,7 @@ class CmiPermutation:
     observes: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
     needs_gradients = False
     needs_labels = True
+    gives = ("importance", "widths")
     name = "cmi_permutation"
 
     def __init__(

@@ -69,6 +69,7 @@ class DataProcessing:
     needs_gradients = True
     needs_labels = True
     across_layers = True
+    gives = ("removable",)
     name = "data_processing"
 
     def __init__(

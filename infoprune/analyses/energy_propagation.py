@@ -54,6 +54,7 @@ class EnergyPropagation(RunningByLayer):
     needs_gradients = False
     needs_labels = False
     across_layers = True
+    gives = ("importance", "widths")
     name = "energy_propagation"
 
     def __init__(self, *, share: float = 0.9, keep: float = 0.99, grid: int = 16) -> None:

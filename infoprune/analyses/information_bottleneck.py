@@ -40,6 +40,7 @@ class InformationBottleneck(RunningByLayer):
     observes: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
     needs_gradients = False
     needs_labels = True
+    gives = ("importance",)
     name = "information_bottleneck"
 
     def __init__(

@@ -45,6 +45,7 @@ class InformationPlane(RunningByLayer):
     observes: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
     needs_gradients = False
     needs_labels = True
+    gives: tuple[str, ...] = ()
     name = "information_plane"
 
     def __init__(

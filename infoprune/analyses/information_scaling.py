@@ -46,6 +46,7 @@ class InformationScaling(RunningByLayer):
     needs_gradients = False
     needs_labels = False
     across_layers = True
+    gives = ("widths",)
     name = "information_scaling"
 
     def __init__(

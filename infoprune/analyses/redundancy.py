@@ -49,6 +49,7 @@ class Redundancy(RunningByLayer):
     observes: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
     needs_gradients = False
     needs_labels = False
+    gives = ("importance", "widths")
     name = "redundancy"
 
     def __init__(

@@ -94,6 +94,7 @@ class ResponseInformation:
     observes: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear, *CHANNELWISE)
     needs_labels = False
     across_layers = True
+    gives = ("importance", "widths")
     name = "response_information"
 
     def __init__(

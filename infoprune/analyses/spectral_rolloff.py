@@ -67,6 +67,7 @@ class SpectralRolloff(RunningByLayer):
     observes: tuple[type[nn.Module], ...] = (nn.Conv2d,)
     needs_gradients = False
     needs_labels = False
+    gives = ("importance", "widths")
     name = "spectral_rolloff"
 
     def __init__(

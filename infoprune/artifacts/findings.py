@@ -123,10 +123,13 @@ def _cell(value: Any) -> str:
 class Analysis(Protocol):
     """What a file under `analyses/` defines: the constructor's keyword arguments are its options.
 
+    It may also say in `gives` what its finding holds of "importance", "widths" and "removable", so that an option that
+    asks it for something else is refused before anything runs; one that does not is taken to give them all.
+
     Attributes:
         observes: the kinds of module it wants to see.
         needs_gradients: whether views must carry the loss gradient at the layer's output.
-        needs_labels: whether it can work without labels.
+        needs_labels: whether it cannot work without labels.
     """
 
     observes: tuple[type[nn.Module], ...]
