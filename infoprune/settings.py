@@ -142,22 +142,23 @@ def _data(table: Table) -> tuple[str, Mapping[str, Any]]:
 def _asked(verbs: Mapping[str, Table]) -> dict[str, str]:
     """The analyses that a plan goes by, each with an option that names it."""
     chosen, ranking = verbs["plan"], verbs["plan"]["rank_by"]
-    source, rankings = "[plan] rank_by", [ranking] if isinstance(ranking, str) else [*ranking]
-    if ranking == BEST:
-        source, rankings = "[choose] among", [part for name in verbs["choose"]["among"] for part in name.split("+")]
-        if not rankings:
-            raise UserError(f"[plan] rank_by = '{BEST}', but [choose] among is empty; name the rankings to try")
-    wanted: list[tuple[str, registry.Given, Sequence[str]]] = [
-        (source, "importance", rankings),
+    among = [part for name in verbs["choose"]["among"] for part in name.split("+")]
+    if ranking == BEST and not among:
+        raise UserError(f"[plan] rank_by = '{BEST}', but [choose] among is empty; name the rankings to try")
+    rankings = [ranking] if isinstance(ranking, str) else ranking
+    named: list[tuple[str, registry.Given, Sequence[str]]] = [
+        ("[plan] rank_by", "importance", [] if ranking == BEST else rankings),
+        ("[choose] among", "importance", among),
         ("[plan] redundancy_by", "importance", chosen["redundancy_by"]),
         ("[plan] width_by", "widths", chosen["width_by"] or ()),
         ("[depth] depth_by", "removable", verbs["depth"]["depth_by"] or ()),
     ]
     asked: dict[str, str] = {}
-    for option, what, names in wanted:
+    for option, what, names in named:
         for name in names:
             registry.check_given(name, what, option)
-            asked.setdefault(name, option)
+            if ranking == BEST or option != "[choose] among":  # else nothing is chosen, and these do not run
+                asked.setdefault(name, option)
     return asked
 
 

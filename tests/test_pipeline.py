@@ -207,6 +207,7 @@ def test_damaged_artifacts_are_named(copied: Path) -> None:
         ("plan.rank_by=data_processing", "'data_processing' gives no importance to rank by; analyses that do: b"),
         ("plan.redundancy_by=['information_scaling']", "redundancy_by: 'information_scaling' gives no importance"),
         ("plan.width_by=['taylor']", "'taylor' recommends no widths; analyses that do: cmi_permutation"),
+        ("choose.among=['l2+data_processing']", "among: 'data_processing' gives no importance"),
         ("depth.depth_by=['l2']", "'l2' names no blocks to remove; analyses that do: data_processing"),
         ("compare.criteria=['l2+information_plane']", "criteria: 'information_plane' gives no importance"),
         ("sensitivity.shares=[2]", r"shares are \[2.0\]; expected numbers above 0 and below 1"),

@@ -122,8 +122,8 @@ def test_rankings_to_choose_from_are_known_analyses() -> None:
     for among in ("['l2+']", "['best']", "['']"):
         with pytest.raises(UserError, match="no analysis '"):
             settings.bind_recipe(recipe.read("digits", ["plan.rank_by=best", f"choose.among={among}"]))
-    untouched = settings.bind_recipe(recipe.read("digits", ["choose.among=['l2+taylr']"]))
-    assert "taylr" not in untouched.analyses, "nothing is chosen there"
+    untouched = settings.bind_recipe(recipe.read("digits", ["choose.among=['l2+taylor']"]))
+    assert "taylor" not in untouched.analyses, "nothing is chosen there"
 
 
 @pytest.mark.parametrize(
