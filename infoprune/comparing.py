@@ -6,14 +6,13 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from infoprune import checkpoint, distributed, registry, store
-from infoprune.analyses.baselines import Random
 from infoprune.artifacts import Cell, Finding, GroupPlan, Plan
 from infoprune.choosing import Choosing
 from infoprune.encoding import from_json, to_json
@@ -32,6 +31,7 @@ from infoprune.repairing import repair
 from infoprune.repairing.probing import measure_sensitivity
 from infoprune.surveying import by_sensitivity
 from infoprune.training import evaluate, finetune
+from infoprune.vetting import make_analysis
 from infoprune.workspace import MADE_FROM
 
 RANDOM, SMALL = "control.random", "control.small_dense"
@@ -209,14 +209,12 @@ class Comparison:
         key = f"{name} {seed}" if name == "random" else name
         if key not in self._findings:
             job = self.job
-            analysis = (
-                Random(seed=seed) if name == "random" else registry.find("analyses", name)(**self._of_analysis(name))
-            )
+            options = {"seed": seed} if name == "random" else self._of_analysis(name)
             groups = [group for group in job.graph.groups if not group.refusal]
             layers = [member.layer for group in groups for member in group.members if member.side == "out"]
             start = time.perf_counter()
-            finding = analyze(job.base, job.calibration, [analysis], layers=layers)[0]
-            self._findings[key] = finding, time.perf_counter() - start
+            finding = analyze(job.base, job.calibration, [make_analysis(name, options)], layers=layers)[0]
+            self._findings[key] = replace(finding, analysis=name), time.perf_counter() - start
         return self._findings[key]
 
     def _table(self, ranking: Ranking, seed: int) -> tuple[Mapping[str, Mapping[int, float]], float]:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infoprune import distributed, registry
+from infoprune import distributed
 from infoprune.artifacts import Analysis, BatchView, Finding, Joinable, LayerView
 from infoprune.errors import UserError, did_you_mean
 from infoprune.modes import evaluating
+from infoprune.vetting import check_analysis, conclude, make_analysis, name_of, telling
 
 
 def analyze(
@@ -39,12 +40,12 @@ def analyze(
         One finding per analysis, in their order.
 
     Raises:
-        UserError: for no batches, a layer name that the model lacks, labels that do not fit the logits, or a NaN or
-            infinite activation.
+        UserError: for no batches, a layer name that the model lacks, labels that do not fit the logits, a NaN or
+            infinite activation, or an analysis of the user's own that fails.
     """
-    running: list[Analysis] = [
-        registry.find("analyses", analysis)() if isinstance(analysis, str) else analysis for analysis in analyses
-    ]
+    running = [make_analysis(each, {}) if isinstance(each, str) else each for each in analyses]
+    for each in running:
+        check_analysis(each, name_of(each))
     joint = distributed.sharers(batches) > 1
     # An analysis whose sums cannot be joined sees all batches on every process.
     alone = [analysis for analysis in running if joint and not isinstance(analysis, Joinable)]
@@ -57,7 +58,7 @@ def analyze(
         raise UserError("no calibration batches came; give at least one batch of images and labels")
     if joint:
         _join([analysis for analysis in shared if isinstance(analysis, Joinable)])
-    return [analysis.conclude() for analysis in running]
+    return [conclude(analysis) for analysis in running]
 
 
 def _observe(
@@ -163,11 +164,7 @@ def _hook(
 
     def show(view: LayerView, observers: Sequence[Analysis]) -> None:
         for analysis in observers:
-            try:
+            with telling(analysis, f"layer '{name}', calibration batch {batch[0].index}"):
                 analysis.observe(view)
-            except (ValueError, ArithmeticError) as error:
-                # The mathematics names what is wrong with its tensors, but not whose tensors they are.
-                kind = registry.snake_case(type(analysis).__name__)
-                raise UserError(f"{kind}, layer '{name}', calibration batch {batch[0].index}: {error}") from error
 
     return at_forward

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from infoprune.errors import UserError, did_you_mean, told
 
@@ -81,7 +81,10 @@ def check_given(name: str, what: Given, option: str) -> None:
 
 
 def _gives(name: str, what: Given) -> bool:
-    return what in getattr(find("analyses", name), "gives", (what,))
+    gives = getattr(find("analyses", name), "gives", (what,))
+    if not isinstance(gives, tuple | list) or not all(each in get_args(Given) for each in gives):
+        raise UserError(f"analysis '{name}': gives is {gives!r}; expected a tuple of {', '.join(get_args(Given))}")
+    return what in gives
 
 
 def _modules(kind: Kind) -> list[str]:

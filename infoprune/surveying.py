@@ -1,6 +1,7 @@
 """What a plan is made from: what analyses find, what widths cost, what layers take; each measured once and kept."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class Surveying(Workspace):
                 layers=layers,
             )
         for name, finding in zip(stale, found, strict=True) if distributed.is_first() else ():
-            store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **to_json(finding)})
+            # Options name an analysis as the recipe does, whatever a user's own calls its finding.
+            content = to_json(replace(finding, analysis=name))
+            store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **content})
         distributed.wait()
         self.progress.step("analyze", "done")
 

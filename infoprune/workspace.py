@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from infoprune import __version__, checkpoint, distributed, registry, store
-from infoprune.artifacts import Analysis, ChannelGraph, Plan
+from infoprune import __version__, checkpoint, distributed, store
+from infoprune.artifacts import ChannelGraph, Plan
 from infoprune.encoding import differing, from_json, to_json
 from infoprune.errors import UserError, shortages
 from infoprune.histories import write_history
@@ -24,6 +24,7 @@ from infoprune.resuming import EpochFile
 from infoprune.settings import Settings, bind_recipe
 from infoprune.splits import Batches, Data, SplitName, first
 from infoprune.training import finetune
+from infoprune.vetting import make_analysis
 
 LOGGER = logging.getLogger(__name__)
 # Under this name every artifact says which options and inputs it came from.
@@ -67,9 +68,7 @@ class Workspace:
         self.out = Path(out)
         self.progress: Progress = progress or Silence()
         # Made now, so that what their constructors refuse is refused before anything is loaded.
-        made: dict[str, Analysis] = {
-            name: registry.find("analyses", name)(**options) for name, options in self.settings.analyses.items()
-        }
+        made = {name: make_analysis(name, options) for name, options in self.settings.analyses.items()}
         blind = [] if self.settings.calibration.labels else [name for name, each in made.items() if each.needs_labels]
         self._analyses = {name: analysis for name, analysis in made.items() if name not in blind}
         self.left_out = dict.fromkeys(blind, "it needs labels, and [calibration] labels = false")

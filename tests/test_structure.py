@@ -26,6 +26,7 @@ FLOORS = {
     "planning": 3,
     "pruning": 3,
     "verifying": 2,
+    "vetting": 2,
     "repairing": 3,
     "training": 3,
     "profiling": 3,
