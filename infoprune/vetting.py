@@ -69,12 +69,11 @@ def telling(analysis: Analysis, where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, RunError) or out_of_memory(error):
-            raise
-        if isinstance(error, UserError) or (_ours(type(analysis)) and isinstance(error, (ValueError, ArithmeticError))):
+        ours = _ours(type(analysis))
+        if isinstance(error, UserError) or (ours and isinstance(error, (ValueError, ArithmeticError))):
             # The mathematics names what is wrong with its tensors, but not whose tensors they are.
             raise UserError(f"{name_of(analysis)}, {where}: {error}") from error
-        if _ours(type(analysis)):
+        if ours or isinstance(error, RunError) or (out_of_memory(error) and not isinstance(error, ValueError)):
             raise
         raise UserError(f"{name_of(analysis)}, {where}: {told(error)}; mend it") from error
 
