@@ -31,6 +31,11 @@ def look_in(folder: Path) -> None:
     _FOLDERS[:] = [folder, *(each for each in _FOLDERS if each != folder)]  # the recipe at hand comes first
 
 
+def folders() -> list[Path]:
+    """Where a user's own code is looked for, in this order: the working directory, then the folders of recipes."""
+    return [Path.cwd(), *_FOLDERS]
+
+
 def names(kind: Kind) -> list[str]:
     """All names of one kind that ship with the package.
 
