@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from infoprune import store
 from infoprune.artifacts import ChannelGraph, Finding, Measure, ModelReference
 from infoprune.choosing import Choosing
 from infoprune.encoding import to_json
@@ -96,7 +95,7 @@ def advise_widths(job: Choosing) -> WidthAdvice:
         narrowed(job.settings.model, job.base, per_layer),
         job.left_out,
     )
-    store.write_json(job.out / "widths.json", to_json(advice))
+    job.directory.write_json("widths.json", to_json(advice))
     return advice
 
 
@@ -134,7 +133,7 @@ def advise_depth(job: Choosing, confirm: bool = True) -> DepthAdvice:
         _of_the_network(findings),
         job.left_out,
     )
-    store.write_json(job.out / "depth_advice.json", to_json(advice))
+    job.directory.write_json("depth_advice.json", to_json(advice))
     return advice
 
 

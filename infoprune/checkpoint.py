@@ -97,20 +97,28 @@ def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def locate(name: str | Path, folder: Path | None = None) -> Path | None:
+    """As `find_file`, but `None` where there is no such file."""
+    return next((place for place in _places(name, folder) if place.is_file()), None)
+
+
+def _places(name: str | Path, folder: Path | None) -> list[Path]:
+    """Where a file that a recipe names may lie; the first that exists counts."""
+    data = os.environ.get("INFOPRUNE_DATA")
+    bases = [Path(), *([folder] if folder else []), *([Path(data), Path(data) / "weights"] if data else [])]
+    return [base / Path(name).expanduser() for base in (*bases, Path(__file__).parent / "weights")]
+
+
 def find_file(name: str | Path, folder: Path | None = None) -> Path:
     """A file that a recipe names.
 
     Raises:
         UserError: where it is in none of the places, which the message lists.
     """
-    data = os.environ.get("INFOPRUNE_DATA")
-    bases = [Path(), *([folder] if folder else []), *([Path(data), Path(data) / "weights"] if data else [])]
-    places = [base / Path(name).expanduser() for base in (*bases, Path(__file__).parent / "weights")]
-    for place in places:
-        if place.is_file():
-            return place
-    looked = ", ".join(str(place.parent.resolve()) for place in places)
-    hint = "" if data else "; INFOPRUNE_DATA is not set"
+    if (found := locate(name, folder)) is not None:
+        return found
+    looked = ", ".join(str(place.parent.resolve()) for place in _places(name, folder))
+    hint = "" if "INFOPRUNE_DATA" in os.environ else "; INFOPRUNE_DATA is not set"
     hint += "; infoprune train makes it" if Path(name).name == "trained.safetensors" else ""
     raise UserError(f"no file '{name}' in {looked}{hint}; give the full path")
 

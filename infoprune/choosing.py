@@ -1,29 +1,30 @@
 """From a recipe to its plan: blocks to remove, the ranking, the search for a budget, each measured on validation."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from infoprune import checkpoint, store
+from infoprune import checkpoint, distributed, store
 from infoprune.artifacts import Plan
 from infoprune.encoding import from_json, to_json
 from infoprune.errors import UserError
-from infoprune.planning import LIMITS, check_fit, plan
+from infoprune.planning import LIMITS, check_fit, plan, recount
 from infoprune.planning.masks import read_masks
 from infoprune.planning.ranking import BEST
 from infoprune.planning.searching import DEPTH, choose_blocks, choose_ranking, search
 from infoprune.profiling import measure_latency
-from infoprune.pruning import check_kept, prune
+from infoprune.pruning import check_kept, check_plan, prune
 from infoprune.repairing import repair
 from infoprune.surveying import Surveying, by_sensitivity
 from infoprune.timing import CLOSE, plan_within
 from infoprune.training import evaluate
 from infoprune.workspace import MADE_FROM
 
+LOGGER = logging.getLogger(__name__)
 # Plan options by name of the ranking that they have; the name is empty where there is nothing to choose.
 Ways = Mapping[str, Mapping[str, Any]]
 
@@ -33,13 +34,13 @@ class Choosing(Surveying):
 
     def plan(self) -> None:
         """Chooses the channels to keep and writes `plan.json`, which may be edited by hand afterwards."""
-        path, options = self.out / "plan.json", dict(self.settings.verbs["plan"])
+        options = dict(self.settings.verbs["plan"])
         if isinstance(options["masks"], str):
             found = checkpoint.find_file(options["masks"], self.settings.folder)
             options["masks"] = read_masks(found)
         self._check_fit(options)
         self.analyze()
-        inputs = [self._finding_file(name) for name in self._analyses]
+        inputs = [self._finding_name(name) for name in self._analyses]
         ways = self.ways(options)
         inputs += self._measurements(ways)
         verbs = self.settings.verbs
@@ -52,16 +53,33 @@ class Choosing(Surveying):
             if searching:
                 chosen = self._searched(ways, made_from)
             elif choosing:
-                _, known, remember = self._remembered(self.out / "choice.json", made_from, len(ways))
+                _, known, remember = self._remembered("choice.json", made_from, len(ways))
                 chosen, _ = self._best(ways, known, remember)
             else:
                 chosen = self._planned(*ways.values())
             groups = {group.name: group for group in self.graph_of(chosen.removed).groups}
             for name, kept in chosen.kept().items():
                 check_kept(groups[name], kept)
-            store.write_json(path, {MADE_FROM: made_from, **to_json(chosen)})
+            self._write_json("plan.json", made_from, to_json(chosen))
 
-        self._step("plan", path, made_from, make)
+        if distributed.is_first():
+            self._accept_edits(made_from)
+        distributed.wait()
+        self._step("plan", "plan.json", made_from, make)
+
+    def _accept_edits(self, made_from: Mapping[str, Any]) -> None:
+        """Takes a plan that was edited by hand, its figures counted again, as long as what it came from is the same."""
+        path = self.out / "plan.json"
+        if self.directory.state("plan.json") != "changed":
+            return
+        content = store.read_json(path, "correct it, or remove it to have a plan made again")
+        if content.get(MADE_FROM) != made_from:
+            return  # a plan is made again, and the edited one put aside
+        edited = from_json(content, Plan, str(path))
+        chosen = recount(edited, self.graph_of(edited.removed), str(path))
+        check_plan(chosen, self.graph_of(chosen.removed), str(path))
+        self._write_json("plan.json", made_from, to_json(chosen))
+        LOGGER.warning("%s was edited by hand: it is used as it is, with widths and MACs counted again", path)
 
     def _check_fit(self, options: Mapping[str, Any]) -> None:
         """Refuses what does not fit the network before anything is analysed."""
@@ -83,9 +101,9 @@ class Choosing(Surveying):
             return {"": options}
         return {name: {**options, "rank_by": name.split("+")} for name in self.settings.verbs["choose"]["among"]}
 
-    def _measurements(self, ways: Ways) -> list[Path]:
+    def _measurements(self, ways: Ways) -> list[str]:
         """What the plan wants to have measured before, in the order in which it is."""
-        files: list[Path] = []
+        files: list[str] = []
         options = next(iter(ways.values()))
         depth = self.settings.verbs["depth"]
         blocks = any(finding.removable for finding in self.findings()) and depth["depth_by"] != []
@@ -155,7 +173,7 @@ class Choosing(Surveying):
     def _searched(self, ways: Ways, made_from: Mapping[str, Any]) -> Plan:
         """The smallest budget's plan that loses no more on validation data than asked for."""
         how = self.settings.verbs["search"]
-        path, budget = self.out / "search.json", how["budget"]
+        budget = how["budget"]
         unlimited = dict.fromkeys(("macs", "parameters", "bytes", "latency", "latency_ms"))
         plans: dict[float, Plan] = {}
 
@@ -170,7 +188,7 @@ class Choosing(Surveying):
             return accuracy
 
         halvings = math.ceil(math.log2(max(1.0, (1 - how["least"]) / max(how["tolerance"], 1e-6))))
-        base, known, remember = self._remembered(path, made_from, 1 + halvings)
+        base, known, remember = self._remembered("search.json", made_from, 1 + halvings)
         found = search(attempt, base, known, remember, **how)
         # Of a search that went on, the plan is made again; where nothing is to choose, its accuracy is known.
         chosen = plans.get(found.share) or self._best(limited(found.share), {"": found.accuracy})[0]
@@ -180,12 +198,11 @@ class Choosing(Surveying):
         )
         return replace(chosen, notes=(*chosen.notes, note))
 
-    def _choose_blocks(self) -> Path:
+    def _choose_blocks(self) -> str:
         """Decides, if analyses name any or the recipe does, which blocks go; `depth.json` keeps what was tried."""
-        path, options = self.out / "depth.json", self.settings.verbs["depth"]
-        inputs = [self._finding_file(name) for name in self._analyses]
+        file, trials, options = "depth.json", "depth-trials.json", self.settings.verbs["depth"]
+        inputs = [self._finding_name(name) for name in self._analyses]
         made_from = self.made_from({**options, "repair": self.settings.verbs["repair"]}, *inputs)
-        trials = self.out / ".depth.json"
 
         def make() -> None:
             named = {block for finding in self.findings() for block in finding.removable}
@@ -198,15 +215,15 @@ class Choosing(Surveying):
                 )
 
             found = choose_blocks(self.findings(), attempt, base, known, remember, **options)
-            store.write_json(path, {MADE_FROM: made_from, "base": base, **to_json(found)})
-            trials.unlink(missing_ok=True)
+            self._write_json(file, made_from, {"base": base, **to_json(found)})
+            self.directory.remove(trials)
 
-        self._step("depth", path, made_from, make)
-        return path
+        self._step("depth", file, made_from, make)
+        return file
 
     def confirmed_blocks(self) -> tuple[dict[str, float], tuple[str, ...], float]:
         """What validation says of the blocks that analyses name: accuracies tried, blocks that go, and the base's."""
-        path = self._choose_blocks()
+        path = self.out / self._choose_blocks()
         found = store.read_json(path)
         base: float = from_json(found.get("base"), float, str(path))
         return from_json(found.get("tried"), dict[str, float], str(path)), self._removed(), base
@@ -218,20 +235,20 @@ class Choosing(Surveying):
         return from_json(store.read_json(path).get("removed"), tuple[str, ...], str(path))
 
     def _remembered(
-        self, path: Path, made_from: Mapping[str, Any], most: int
+        self, file: str, made_from: Mapping[str, Any], most: int
     ) -> tuple[float, dict[str, float], Callable[[Mapping[str, float]], None]]:
         """The unpruned model's validation accuracy, what was tried before of `most`, and how to note what is."""
-        before = store.read_json(path) if path.exists() else {}
+        before, path = self.directory.recall(file), str(self.out / file)
         if before.get(MADE_FROM) != made_from:
             before = {"base": self._accuracy(self.base), "tried": {}}
-        base: float = from_json(before.get("base"), float, str(path))
-        tried = from_json(before.get("tried"), dict[str, float | None], str(path))
+        base: float = from_json(before.get("base"), float, path)
+        tried = from_json(before.get("tried"), dict[str, float | None], path)
         known = {key: math.nan if value is None else value for key, value in tried.items()}
 
         def remember(tried: Mapping[str, float]) -> None:
             self.progress.advance("trials", len(tried), max(most, len(tried)))
             rows = {key: None if math.isnan(value) else value for key, value in tried.items()}
-            store.write_json(path, {MADE_FROM: made_from, "base": base, "tried": rows})
+            self._write_json(file, made_from, {"base": base, "tried": rows})
 
         return base, known, remember
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from infoprune import checkpoint, distributed, registry, store
+from infoprune import checkpoint, distributed, registry
 from infoprune.artifacts import Cell, Finding, GroupPlan, Plan
 from infoprune.choosing import Choosing
 from infoprune.encoding import from_json, to_json
@@ -34,6 +34,7 @@ from infoprune.training import evaluate, finetune
 from infoprune.vetting import make_analysis
 from infoprune.workspace import MADE_FROM
 
+FILE = "compare.json"
 RANDOM, SMALL = "control.random", "control.small_dense"
 RANKED = ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")
 CONTROLS = (RANDOM, f"{UNIFORM}l2", SMALL)
@@ -52,7 +53,7 @@ class Comparison:
 
     def __init__(self, job: Choosing, options: CompareOptions) -> None:
         self.job, self.options = job, options
-        self.path = job.out / "compare.json"
+        self.path = str(job.out / FILE)
         self._findings: dict[str, tuple[Finding, float]] = {}
         self._tables: dict[str, tuple[Mapping[str, Mapping[int, float]], float]] = {}
         self._own: dict[float, tuple[Plan, float]] = {}
@@ -66,21 +67,24 @@ class Comparison:
         made_from = job.made_from({**verbs, **how})
         wanted = self._wanted()
         criteria = to_json({name: self._options(name) for name in dict.fromkeys(name for name, _, _ in wanted)})
-        before = store.read_json(self.path) if self.path.exists() else {}
+        before = job.directory.recall(FILE)
         if before.get(MADE_FROM) != made_from:
             before = {}
-        known_criteria = from_json(before.get("criteria", {}), dict[str, Any], str(self.path))
+        known_criteria = from_json(before.get("criteria", {}), dict[str, Any], self.path)
         criteria = {**known_criteria, **criteria}
-        cells = from_json(before.get("cells", []), list[Cell], str(self.path))
+        cells = from_json(before.get("cells", []), list[Cell], self.path)
         cells = [cell for cell in cells if known_criteria.get(cell.criterion) == criteria.get(cell.criterion)]
         known = {(cell.criterion, cell.share, cell.seed) for cell in cells}
         job.progress.advance("compare", 0, len(wanted))
         for done, key in enumerate(wanted, start=1):
             if key not in known:
                 cells.append(self._cell(*key))
-                store.write_json(self.path, {MADE_FROM: made_from, "criteria": criteria, "cells": to_json(cells)})
+                content = {MADE_FROM: made_from, "criteria": criteria, "cells": to_json(cells)}
+                job.directory.write_json(FILE, content)
                 self._write_csv(cells)
             job.progress.advance("compare", done, len(wanted))
+        if job.directory.state("compare.csv") != "whole":
+            self._write_csv(cells)
         place = {key: number for number, key in enumerate(wanted)}
         chosen = [cell for cell in cells if (cell.criterion, cell.share, cell.seed) in place]
         return sorted(chosen, key=lambda cell: place[cell.criterion, cell.share, cell.seed])
@@ -268,9 +272,7 @@ class Comparison:
         writer = csv.DictWriter(text, [field.name for field in fields(Cell)])
         writer.writeheader()
         writer.writerows(asdict(cell) for cell in cells)
-        store.write_atomically(
-            self.path.with_suffix(".csv"), lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8")
-        )
+        self.job.directory.write("compare.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def compare(job: Choosing, options: CompareOptions) -> list[Cell]:

@@ -1,13 +1,24 @@
 """The two kinds of failure a user can meet, and how those of others become one of them."""
 
+import errno
+import re
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-# What torch says, beside its OutOfMemoryError, where a tensor is larger than memory or than 64 bits can count.
-TOO_LARGE = ("out of memory", "can't allocate memory", "storage size calculation overflowed", "overflow when unpacking")
+# What libraries say, beside torch's OutOfMemoryError, where a tensor is larger than memory or than 64 bits can count.
+TOO_LARGE = re.compile(
+    # torch; the operating system; the standard library of C++
+    "out of memory|can(no|')t allocate memory|storage size calculation overflowed|overflow when unpacking|bad[_ ]alloc"
+    "|unable to allocate|could not allocate"  # NumPy, shared memory
+    # oneDNN; what it says of a primitive's descriptor is about arguments, not about memory
+    "|could not create a (primitive(?! desc)|memory)|could not execute a primitive"
+    "|failed to allocate memory|alloc_failed",  # ONNX Runtime; cuDNN and cuBLAS
+    re.IGNORECASE,
+)
 
 
 class UserError(ValueError):
@@ -19,7 +30,10 @@ class RunError(RuntimeError):
 
 
 @contextmanager
-def shortages(doing: str) -> Iterator[None]:
+def shortages(
+    doing: str,
+    remedy: str = "make room or fix the permissions, and run the same command again: it goes on from the last artifact",
+) -> Iterator[None]:
     """What runs out while something is done, memory or disk, ends with what to do about it.
 
     Other failures pass. What was written before stays, so the same command goes on there.
@@ -31,6 +45,7 @@ def shortages(doing: str) -> Iterator[None]:
 
     Args:
         doing: what is done, for the message.
+        remedy: what to do where a file cannot be read or written.
 
     Raises:
         UserError: where memory ran out, or a file could not be read or written.
@@ -40,24 +55,33 @@ def shortages(doing: str) -> Iterator[None]:
     except (UserError, RunError):
         raise
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise _memory_ran_out(doing, error) from error
         where = f" '{error.filename}'" if error.filename else ""
-        raise UserError(
-            f"{doing}: {error.strerror or error}{where}; make room or mend the permissions, and run the same command "
-            "again: it goes on from the last artifact"
-        ) from error
-    except (MemoryError, RuntimeError, TypeError) as error:
+        raise UserError(f"{doing}: {error.strerror or error}{where}; {remedy}") from error
+    except Exception as error:  # every library has an exception of its own for it
         if not out_of_memory(error):
             raise
-        words = " ".join(str(error).split())
-        raise UserError(
-            f"{doing}: out of memory{f' ({words[:200]})' if words else ''}; lower [run] batch_size, [calibration] "
-            "batch_size, or cache_mb and inputs_limit of [repair], and run the same command again"
-        ) from error
+        raise _memory_ran_out(doing, error) from error
+
+
+def _memory_ran_out(doing: str, error: BaseException) -> UserError:
+    words = " ".join(str(error).split())
+    return UserError(
+        f"{doing}: out of memory{f' ({words[:200]})' if words else ''}; lower [run] batch_size, [calibration] "
+        "batch_size, or cache_mb and inputs_limit of [repair], and run the same command again"
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a failure says that a tensor is larger than memory."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in TOO_LARGE)
+    """Whether a failure says that a tensor is larger than memory.
+
+    >>> out_of_memory(RuntimeError("could not create a primitive"))
+    True
+    >>> out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
+    False
+    """
+    return isinstance(error, MemoryError) or TOO_LARGE.search(str(error)) is not None
 
 
 def told(error: BaseException) -> str:
@@ -70,6 +94,9 @@ def told(error: BaseException) -> str:
     "KeyError: 'width' (<doctest infoprune.errors.told[0]>, line 2)"
     """
     frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SystemExit):  # raised by `exit` or argparse; who called them is wanted
+        library = sysconfig.get_path("stdlib")
+        frames = [frame for frame in frames if "site-packages" in frame.filename or library not in frame.filename]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}{f': {words}' if words else ''}{'' if isinstance(error, SyntaxError) else where}"

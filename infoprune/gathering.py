@@ -12,6 +12,7 @@ from infoprune.errors import UserError
 from infoprune.histories import read_history
 from infoprune.planes import read_planes
 from infoprune.reporting import LayerChange, ReportContents
+from infoprune.run_directory import RunDirectory
 
 STAGES = ("base", "pruned", "repaired", "finetuned")
 
@@ -47,6 +48,7 @@ def gather(folder: Path, about: About | None = None) -> ReportContents:
     Raises:
         UserError: where the directory holds no report, or a file of it is damaged.
     """
+    directory = RunDirectory(folder)
     if about is None:
         path = folder / "report.json"
         told = store.read_json(path).get("about") if path.exists() else None
@@ -55,6 +57,7 @@ def gather(folder: Path, about: About | None = None) -> ReportContents:
                 f"'{folder}' holds no run with a report; write it first: infoprune report RECIPE --out '{folder}'"
             )
         about = from_json(told, About, str(path))
+        _check_unchanged(directory, ["report.json", "plan.json", "metrics.json", "history.csv", *about.findings])
     plan, metrics = store.read_json(folder / "plan.json"), store.read_json(folder / "metrics.json")
     files = [folder / name for name in about.findings]
     measured = {stage: metrics[stage] for stage in STAGES if stage in metrics}
@@ -66,19 +69,29 @@ def gather(folder: Path, about: About | None = None) -> ReportContents:
         verification=from_json(metrics.get("verification"), Verification, "metrics.json"),
         layers=about.layers,
         findings=[from_json(store.read_json(path), Finding, str(path)) for path in files],
-        cells=_cells(folder / "compare.json", plan),
+        cells=_cells(directory, plan),
         history=read_history(folder / "history.csv"),
         planes=read_planes(folder / about.planes) if about.planes else {},
         versions=about.versions,
     )
 
 
-def _cells(path: Path, plan: Mapping[str, Any]) -> list[Cell]:
+def _check_unchanged(directory: RunDirectory, names: Sequence[str]) -> None:
+    """Raises UserError where a file is not as the run wrote it."""
+    changed = [name for name in names if directory.state(name) in ("changed", "foreign")]
+    if changed:
+        raise UserError(
+            f"'{directory.path}': {', '.join(changed)} changed after the run wrote it; bring the run up to date first: "
+            f"infoprune report RECIPE --out '{directory.path}'"
+        )
+
+
+def _cells(directory: RunDirectory, plan: Mapping[str, Any]) -> list[Cell]:
     """What was compared, if it was on the same model and data as the run; what came from others would mislead."""
-    found = store.read_json(path) if path.exists() else {}
+    found = directory.recall("compare.json")
     if _origin(found) != _origin(plan):
         return []
-    return [from_json(row, Cell, str(path)) for row in found.get("cells", [])]
+    return [from_json(row, Cell, "compare.json") for row in found.get("cells", [])]
 
 
 def _origin(artifact: Mapping[str, Any]) -> Any:

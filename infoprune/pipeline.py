@@ -2,20 +2,17 @@
 
 import copy
 import dataclasses
-import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from infoprune import __version__, checkpoint, distributed, reporting, store
+from infoprune import checkpoint, distributed, reporting, store
 from infoprune.artifacts import ExportResult, Exports, Metrics, Score, StageMetrics, Verification
 from infoprune.choosing import Choosing
-from infoprune.encoding import from_json, to_json
+from infoprune.encoding import differing, from_json, to_json
 from infoprune.errors import UserError
 from infoprune.exporting import export
 from infoprune.exporting.card import Origin, model_card
@@ -27,18 +24,19 @@ from infoprune.recipe import Recipe
 from infoprune.repairing import repair
 from infoprune.training import evaluate
 from infoprune.verifying import verify
-from infoprune.workspace import MADE_FROM, Progress
+from infoprune.workspace import Progress, versions
 
 STEPS = ("analyze", "plan", "prune", "repair", "finetune", "evaluate", "export", "report")
 
 
-def run(recipe: Recipe, out: Path | str, progress: Progress | None = None) -> Metrics:
+def run(recipe: Recipe, out: Path | str, progress: Progress | None = None, *, force: bool = False) -> Metrics:
     """Runs all steps of a recipe.
 
     Args:
         recipe: from `infoprune.recipe.read`.
         out: the run directory; steps whose artifact in it came from equal inputs are skipped.
         progress: told about each step; in a notebook, bars if not given.
+        force: accept a folder that holds other files; they stay as they are.
 
     Returns:
         What `metrics.json` says of each stage.
@@ -47,7 +45,7 @@ def run(recipe: Recipe, out: Path | str, progress: Progress | None = None) -> Me
         UserError: for anything in the recipe, the data or the model that the user has to mend.
         RunError: where a step fails, such as a verification that does not hold.
     """
-    job = Run(recipe, out, progress or bars_in_notebook())
+    job = Run(recipe, out, progress or bars_in_notebook(), force)
     job.until("report")
     return job.metrics()
 
@@ -63,7 +61,7 @@ class Run(Choosing):
     def prune(self) -> None:
         """Removes the channels, proves the result against the masked twin, and writes `pruned.safetensors`."""
         self.plan()
-        made_from = self.made_from({}, self.out / "plan.json")
+        made_from = self.made_from({}, "plan.json")
 
         def make() -> None:
             smaller = prune(self.base, self.planned)
@@ -71,13 +69,13 @@ class Run(Choosing):
             proof = verify(self.base, smaller, self.graph_of(self.planned.removed), self.planned.kept(), images)
             self._save("pruned", smaller, made_from, verification=to_json(proof))
 
-        self._step("prune", self._file("pruned"), made_from, make)
+        self._step("prune", self._name("pruned"), made_from, make)
 
     def repair(self) -> None:
         """Brings accuracy back without training and writes `repaired.safetensors`."""
         self.prune()
         options = self.settings.verbs["repair"]
-        made_from = self.made_from(options, self._file("pruned"))
+        made_from = self.made_from(options, self._name("pruned"))
         # Gradient steps and running statistics are no sums: those methods are the first process's alone.
         shared = options["method"] == "compensate" and not options["match"]
 
@@ -89,19 +87,19 @@ class Run(Choosing):
             repair(model, self.base, graph, kept, batches, tell, self.views, **options)
             self._save("repaired", model, made_from)
 
-        self._step("repair", self._file("repaired"), made_from, make, together=shared)
+        self._step("repair", self._name("repaired"), made_from, make, together=shared)
 
     def finetune(self) -> None:
         """Trains the repaired model with the unpruned one as teacher and writes `finetuned.safetensors`."""
         self.repair()
         options = self.settings.verbs["finetune"]
         given = {**options, "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
-        made_from = self.made_from(given, self._file("repaired"), calibrated=False)
+        made_from = self.made_from(given, self._name("repaired"), calibrated=False)
 
         def make() -> None:
             self._fit("finetune", copy.deepcopy(self._model("repaired")), self.base, made_from)
 
-        self._step("finetune", self._file("finetuned"), made_from, make, together=True)
+        self._step("finetune", self._name("finetuned"), made_from, make, together=True)
         self._epochs("finetune", made_from).clear()
 
     def _plane_wanted(self) -> dict[str, int]:
@@ -114,10 +112,10 @@ class Run(Choosing):
         self.finetune()
         options = self.settings.verbs["evaluate"]
         origin = self.made_from({})
-        if not self._is_there(self._file("base"), origin):
+        if not self._is_there(self._name("base"), origin):
             self._save("base", self.base, origin)
             distributed.wait()
-        made_from = self.made_from(options, *(self._file(stage) for stage in STAGES), calibrated=False)
+        made_from = self.made_from(options, *(self._name(stage) for stage in STAGES), calibrated=False)
 
         def make() -> None:
             scores = {stage: self._score(stage) for stage in STAGES}
@@ -128,9 +126,9 @@ class Run(Choosing):
                 rows[stage] = to_json(self._measure(stage, score, options))
                 self.progress.advance("evaluate latency", done, len(scores))
             proof = checkpoint.header_of(self._file("pruned"))["verification"]
-            store.write_json(self.out / "metrics.json", {MADE_FROM: made_from, **rows, "verification": proof})
+            self._write_json("metrics.json", made_from, {**rows, "verification": proof})
 
-        self._step("evaluate", self.out / "metrics.json", made_from, make, together=True)
+        self._step("evaluate", "metrics.json", made_from, make, together=True)
 
     def _score(self, stage: str) -> Score:
         return evaluate(self._model(stage), self.batches("test"), self._advance(f"evaluate {stage}"))
@@ -150,28 +148,18 @@ class Run(Choosing):
     def export(self) -> None:
         """Writes the fine-tuned model in other formats, each checked against it, and a model card, under `export/`."""
         self.evaluate()
-        options, index = self.settings.verbs["export"], self.out / "export" / "export.json"
-        made_from = self.made_from(options, self._file("finetuned"), self.out / "metrics.json")
+        options, index = self.settings.verbs["export"], "export/export.json"
+        made_from = self.made_from(options, self._name("finetuned"), "metrics.json")
 
         def make() -> None:
-            before: list[ExportResult] = []
-            with suppress(UserError):  # none yet, or of an older version
-                before = self.exports()
             images, header = [batch for batch, _ in self.calibration], store.read_metadata(self._file("finetuned"))
-            files = export(
-                self._model("finetuned"),
-                images[0][:8],
-                index.parent,
-                images,
-                self._scored,
-                header,
-                self._card,
-                **options,
-            )
+            with self.directory.scratch() as folder:
+                model = self._model("finetuned")
+                files = export(model, images[0][:8], folder, images, self._scored, header, self._card, **options)
+                for path in sorted(folder.iterdir()):
+                    self.directory.place(path, f"export/{path.name}", index, store.value_fingerprint(made_from))
             rows = [{**to_json(file), "path": file.path.name} for file in files]
-            store.write_json(index, {MADE_FROM: made_from, "files": rows})
-            for path in {file.path for file in before} - {file.path for file in files}:
-                path.unlink(missing_ok=True)  # of another network by now
+            self._write_json(index, made_from, {"files": rows})
 
         self._step("export", index, made_from, make)
 
@@ -206,49 +194,64 @@ class Run(Choosing):
     def report(self) -> None:
         """Writes `report.html`; with the cells of `compare.json`, where there is one."""
         self.export()
-        page, index = self.out / "report.html", self.out / "report.json"
-        findings = [self._finding_file(name) for name in self._analyses]
-        inputs = [*findings, self.out / "plan.json", self.out / "metrics.json", self.out / "export" / "export.json"]
-        compared = self.out / "compare.json"
-        made_from = self.made_from(
-            {"recipe": self.settings.recipe.text}, *inputs, *([compared] if compared.exists() else [])
-        )
+        index = "report.json"
+        findings = [self._finding_name(name) for name in self._analyses]
+        inputs = [*findings, "plan.json", "metrics.json", "export/export.json"]
+        inputs += ["compare.json"] if self.directory.state("compare.json") == "whole" else []
+        made_from = self.made_from({"recipe": self.settings.recipe.text}, *inputs)
 
         def make() -> None:
             about = self._about(findings)
-            reporting.report(page, gather(self.out, about))
-            store.write_json(index, {MADE_FROM: made_from, "page": page.name, "about": to_json(about)})
+            contents, origin = gather(self.out, about), store.value_fingerprint(made_from)
+            self.directory.write("report.html", lambda path: reporting.report(path, contents), index, origin)
+            self._write_json(index, made_from, {"page": "report.html", "about": to_json(about)})
 
-        self._step("report", index if page.exists() else page, made_from, make)
+        self._step("report", index, made_from, make)
 
-    def _about(self, findings: Sequence[Path]) -> About:
+    def _about(self, findings: Sequence[str]) -> About:
         """What the report needs and no other artifact says."""
         return About(
             title=self.settings.recipe.name,
             recipe=self.settings.recipe.text,
-            findings=tuple(path.relative_to(self.out).as_posix() for path in findings),
-            planes=self._plane_file("finetune").name if self.settings.plane.points else "",
+            findings=tuple(findings),
+            planes=self._plane_name("finetune") if self.settings.plane.points else "",
             layers=tuple(layer_changes(self.graph, self.graph_of(self.planned.removed), self.planned)),
             versions=versions(),
         )
 
-    def train(self) -> StageMetrics:
-        """Trains the recipe's model from scratch and writes `trained.safetensors`: how shipped weights are made."""
+    def train(self, replace: bool = False) -> StageMetrics:
+        """Trains the recipe's model from scratch and writes `trained.safetensors`: how shipped weights are made.
+
+        Args:
+            replace: train again where weights lie there that came from other options.
+
+        Raises:
+            UserError: where such weights lie there, and they are not to be replaced.
+        """
         with distributed.together():
-            torch.manual_seed(self.settings.run.seed)
-            model = checkpoint.build(self.settings.model).to(self.device)
-            self.progress.step("train", "running")
             given = {**self.settings.verbs["train"], "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
             made_from = self.made_from(given, calibrated=False, weighted=False)
-            self._fit("train", model, None, made_from)
+            if not replace:
+                self._keep_earlier_training(made_from)
+
+            def make() -> None:
+                torch.manual_seed(self.settings.run.seed)
+                self._fit("train", checkpoint.build(self.settings.model).to(self.device), None, made_from)
+
+            self._step("train", self._name("trained"), made_from, make, together=True)
             self._epochs("train", made_from).clear()
-            self.progress.step("train", "done")
             score = self._score("trained")
             with distributed.in_turn():
                 return self._measure("trained", score, self.settings.verbs["evaluate"])
 
-
-def versions() -> dict[str, str]:
-    """What results depend on, by name."""
-    libraries = {name: metadata.version(name) for name in ("torch", "torchvision", "torch-pruning")}
-    return {"infoprune": __version__, "Python": platform.python_version(), **libraries}
+    def _keep_earlier_training(self, made_from: Mapping[str, Any]) -> None:
+        """Raises UserError where weights of a training with other options would be replaced."""
+        name = self._name("trained")
+        if self.directory.state(name) == "absent" or self._is_there(name, made_from):
+            return
+        whole = self.directory.state(name) == "whole"
+        changes = ", ".join(differing(self._origin_of(name), made_from)) if whole else "the file itself"
+        raise UserError(
+            f"'{self._file('trained')}' holds weights of an earlier training and would be replaced (changed: "
+            f"{changes}); add --replace to train again, or choose another folder with --out"
+        )

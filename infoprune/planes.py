@@ -17,7 +17,8 @@ class PlaneFile:
     """Collects points and writes each down at once, so that a killed training loses none.
 
     Args:
-        path: where to, `*.json`.
+        before: what the file holds; empty where there is none yet.
+        save: replaces the file by a JSON object.
         made_from: what must be equal for earlier points to count.
         steps: gives the steps to look at, from the number of all steps.
         options: of the analysis `information_plane`.
@@ -25,13 +26,13 @@ class PlaneFile:
 
     def __init__(
         self,
-        path: Path,
+        before: Mapping[str, Any],
+        save: Callable[[Mapping[str, Any]], None],
         made_from: Mapping[str, Any],
         steps: Callable[[int], Collection[int]],
         options: Mapping[str, Any],
     ) -> None:
-        self.path, self.made_from, self.steps, self.options = path, made_from, steps, options
-        before = store.read_json(path) if path.exists() else {}
+        self.save, self.made_from, self.steps, self.options = save, made_from, steps, options
         self.points: dict[str, Any] = before["points"] if before.get("made_from") == made_from else {}
 
     def look(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], step: int, total: int) -> None:
@@ -40,7 +41,7 @@ class PlaneFile:
             return
         finding = analyze(model, batches, [InformationPlane(**self.options)])[0]
         self.points[str(step)] = to_json(finding)
-        store.write_json(self.path, {"made_from": self.made_from, "points": self.points})
+        self.save({"made_from": self.made_from, "points": self.points})
 
 
 def read_planes(path: Path) -> dict[int, Finding]:

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,7 +18,6 @@ from torch import Tensor, nn
 from infoprune.errors import UserError, shortages
 
 SAFETENSORS = ".safetensors"
-SCRATCH = (".export-", ".report-")  # folders in which files are written and tried before they get their names
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,59 +36,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with shortages(f"writing '{path}'"):
             write(temporary)
-            # mkstemp makes private files; an artifact has the permissions any new file would have.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            _flush(temporary)
+            settle(temporary)
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _flush(path: Path) -> None:
-    """Waits until a file is on the disk: renamed earlier, it could be found empty after a power cut."""
+def settle(path: Path) -> None:
+    """Gives a finished temporary file the permissions of any new file, and waits until it is on the disk.
+
+    Renamed before that, it could be found empty after a power cut.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def check_writable(folder: Path) -> None:
-    """Makes a folder, and finds out now whether files can be written there.
-
-    Raises:
-        UserError: where they cannot.
-    """
-    write_atomically(folder / "probe", lambda temporary: temporary.touch())
-    (folder / "probe").unlink()
-
-
-def claim(folder: Path) -> FileLock:
-    """Keeps other processes out of a folder for as long as the returned lock is referred to, or this process lives.
-
-    Raises:
-        UserError: where another process is working there.
-    """
-    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"another process is working in '{folder}'; wait until it has ended, or choose another folder with --out"
-        ) from error
-    for place in (folder, *(each for each in folder.iterdir() if each.is_dir())):
-        _sweep(place)
-    return lock
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote has left beside the artifacts."""
-    for path in folder.glob(".*"):
-        torn = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}(\.\w+)?", path.name)  # as `write_atomically` names them
-        if torn and path.is_file() and Path(torn[1]).suffix == (torn[2] or ""):
-            path.unlink(missing_ok=True)
-        elif path.is_dir() and path.name.startswith(SCRATCH):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -111,8 +71,12 @@ def _pretty(value: Any, indent: int = 0) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "remove it to have it made again") -> dict[str, Any]:
     """Reads a JSON object.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged one, for the message.
 
     Raises:
         UserError: where the file is missing, or no JSON object.
@@ -122,11 +86,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"no file '{path}'") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"cannot read '{path}' as JSON: {error}; remove it to have it made again") from error
+        raise UserError(f"cannot read '{path}' as JSON: {error}; {remedy}") from error
     if not isinstance(value, dict):
-        raise UserError(
-            f"'{path}' holds a {type(value).__name__}, expected a JSON object; remove it to have it made again"
-        )
+        raise UserError(f"'{path}' holds a {type(value).__name__}, expected a JSON object; {remedy}")
     return value
 
 
@@ -261,6 +223,20 @@ def file_fingerprint(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and contents of tensors, whatever their order.
+
+    >>> tensors_fingerprint({"a": torch.ones(2)}) == tensors_fingerprint({"a": torch.ones(1, 2)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def value_fingerprint(value: Any) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from infoprune.planning.ranking import Ranking
 from infoprune.pruning import prune
 from infoprune.repairing.probing import measure_sensitivities
 from infoprune.timing import measure_timings
-from infoprune.workspace import MADE_FROM, Workspace
+from infoprune.workspace import Workspace
 
 # Activations of all of them are kept at once, and losses of single groups need no more.
 SENSITIVITY_BATCHES = 4
@@ -39,7 +38,7 @@ class Surveying(Workspace):
         stale: dict[str, Analysis] = {
             name: analysis
             for name, analysis in self._analyses.items()
-            if not self._is_there(self._finding_file(name), made_from[name])
+            if not self._is_there(self._finding_name(name), made_from[name])
         }
         if not stale:
             self.progress.step("analyze", "up to date")
@@ -59,17 +58,14 @@ class Surveying(Workspace):
         for name, finding in zip(stale, found, strict=True) if distributed.is_first() else ():
             # Options name an analysis as the recipe does, whatever a user's own calls its finding.
             content = to_json(replace(finding, analysis=name))
-            store.write_json(self._finding_file(name), {MADE_FROM: made_from[name], **content})
+            self._write_json(self._finding_name(name), made_from[name], content)
         distributed.wait()
         self.progress.step("analyze", "done")
 
     def findings(self) -> list[Finding]:
         """What all analyses of the recipe found."""
-        paths = [self._finding_file(name) for name in self._analyses]
+        paths = [self.out / self._finding_name(name) for name in self._analyses]
         return [from_json(store.read_json(path), Finding, str(path)) for path in paths]
-
-    def _finding_file(self, name: str) -> Path:
-        return self.out / "findings" / f"{_in_a_file_name(name)}.json"
 
     @cached_property
     def views(self) -> list[tuple[Tensor, Tensor]]:
@@ -84,9 +80,9 @@ class Surveying(Workspace):
         views = [self.data.batches(wanted.split, augment=True, view=v + 1, **how) for v in range(wanted.views)]
         return [pair for view in views for _, pair in zip(range(wanted.batches), view, strict=False)]
 
-    def _measure_sensitivity(self, ways: Sequence[Mapping[str, Any]], removed: Sequence[str]) -> Path:
+    def _measure_sensitivity(self, ways: Sequence[Mapping[str, Any]], removed: Sequence[str]) -> str:
         """Measures what each group costs at several widths, filters ranked as each of these plan options says."""
-        path, options = self.out / "sensitivity.json", self.settings.verbs["sensitivity"]
+        file, options = "sensitivity.json", self.settings.verbs["sensitivity"]
         graph, signals = self.graph_of(removed), ("rank_by", "redundancy_by", "redundancy_weight", "reduce", "scale")
         ranked = [{key: how[key] for key in signals} for how in ways]
         rankings = [Ranking(self.findings(), *each.values()) for each in ranked]
@@ -95,7 +91,7 @@ class Surveying(Workspace):
         free = [group for group in graph.groups if group.name not in refused]
         made_from = self.made_from(
             {**options, "rankings": ranked, "removed": removed, "groups": [group.name for group in free]},
-            *(self._finding_file(name) for name in used),
+            *(self._finding_name(name) for name in used),
         )
 
         def make() -> None:
@@ -103,15 +99,15 @@ class Surveying(Workspace):
             few = self.calibration[:SENSITIVITY_BATCHES]
             try:
                 tables = measure_sensitivities(self.base, graph, scores, few, self._advance("sensitivity"), **options)
-                store.write_json(path, {MADE_FROM: made_from, "losses": tables})
+                self._write_json(file, made_from, {"losses": tables})
             except UserError as error:
                 if ways[0]["allocation"] is not None:
                     raise
                 # Not every model can be traced, and nobody asked for it: widths are uniform then.
-                store.write_json(path, {MADE_FROM: made_from, "losses": {}, "refused": str(error)})
+                self._write_json(file, made_from, {"losses": {}, "refused": str(error)})
 
-        self._step("sensitivity", path, made_from, make)
-        return path
+        self._step("sensitivity", file, made_from, make)
+        return file
 
     def _sensitivity(self, how: Mapping[str, Any]) -> dict[str, dict[int, float]]:
         """Per group, width -> loss, as measured for these plan options; empty where they need none."""
@@ -128,9 +124,9 @@ class Surveying(Workspace):
             return ""
         return from_json(store.read_json(path).get("refused", ""), str, str(path))
 
-    def _measure_timings(self) -> Path:
+    def _measure_timings(self) -> str:
         """Measures, if the plan wants it, what layers take at several widths; `timings.json` keeps it."""
-        path, options = self.out / "timings.json", self.settings.verbs["timings"]
+        file, options = "timings.json", self.settings.verbs["timings"]
         made_from = self.made_from({**options, "device": str(self.device)})
 
         def narrowed(share: float) -> tuple[nn.Module, Mapping[str, int]]:
@@ -140,10 +136,10 @@ class Surveying(Workspace):
         def make() -> None:
             images = self.calibration[0][0]
             found = measure_timings(self.base, images, self.graph, narrowed, self._advance("timings"), **options)
-            store.write_json(path, {MADE_FROM: made_from, **to_json(found)})
+            self._write_json(file, made_from, to_json(found))
 
-        self._step("timings", path, made_from, make)
-        return path
+        self._step("timings", file, made_from, make)
+        return file
 
     def _timings(self) -> Timings:
         path = self.out / "timings.json"
@@ -154,7 +150,3 @@ def by_sensitivity(options: Mapping[str, Any]) -> bool:
     """Whether a plan with these options goes by measured sensitivity, where there is any."""
     asked = options["allocation"] in ("sensitivity", None) and options["width_as"] != "prior"
     return asked and options["masks"] is None
-
-
-def _in_a_file_name(name: str) -> str:
-    return name.replace(":", ".").replace("/", ".")

@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,23 +17,35 @@ from infoprune import __version__, checkpoint, distributed, store
 from infoprune.artifacts import ChannelGraph, Plan
 from infoprune.encoding import differing, from_json, to_json
 from infoprune.errors import UserError, shortages
+from infoprune.exporting import EXPORTED
 from infoprune.histories import write_history
 from infoprune.planes import PlaneFile
 from infoprune.planning.masks import compose
 from infoprune.pruning import channel_graph, check_plan
 from infoprune.recipe import Recipe
 from infoprune.resuming import EpochFile
+from infoprune.run_directory import RunDirectory
 from infoprune.settings import Settings, bind_recipe
 from infoprune.splits import Batches, Data, SplitName, first
 from infoprune.training import finetune
 from infoprune.vetting import make_analysis
 
 LOGGER = logging.getLogger(__name__)
-# Under this name every artifact says which options and inputs it came from.
+# Under this key every artifact says which options and inputs it came from.
 MADE_FROM = "made_from"
 # What the two verbs that train leave: a model, and the history of its training.
 FITS = {"finetune": ("finetuned", "history.csv"), "train": ("trained", "training.csv")}
 WHOLE = ("base", "trained")  # stages in which nothing is pruned, or no more than it was
+WEIGHTS = ("base", "pruned", "repaired", "finetuned", "finetuned-best", "finetuned-last")
+TRAINED = ("trained", "trained-best", "trained-last")
+# Every file that a step may leave, but for findings, whose names are the recipe's.
+ARTIFACTS = (
+    *("sensitivity.json", "timings.json", "depth.json", "depth-trials.json", "search.json", "choice.json", "plan.json"),
+    *(f"{stage}{store.SAFETENSORS}" for stage in (*WEIGHTS, *TRAINED)),
+    *("history.csv", "training.csv", "plane-finetuned.json", "plane-trained.json", "metrics.json"),
+    *(f"export/{name}" for name in EXPORTED),
+    *("report.html", "report.json", "compare.json", "compare.csv", "widths.json", "depth_advice.json"),
+)
 
 
 class Progress(Protocol):
@@ -61,11 +75,16 @@ class Workspace:
         recipe: from `infoprune.recipe.read`; bound as a whole before anything is loaded.
         out: the run directory.
         progress: told about each step.
+        force: accept a folder that holds other files; they stay as they are.
+
+    Raises:
+        UserError: for a recipe that cannot be bound, a folder that is no run directory, or an input that lies in it.
     """
 
-    def __init__(self, recipe: Recipe, out: Path | str, progress: Progress | None = None) -> None:
+    def __init__(self, recipe: Recipe, out: Path | str, progress: Progress | None = None, force: bool = False) -> None:
+        self.directory = RunDirectory(out)
         self.settings: Settings = bind_recipe(recipe)
-        self.out = Path(out)
+        self.out = self.directory.path
         self.progress: Progress = progress or Silence()
         # Made now, so that what their constructors refuse is refused before anything is loaded.
         made = {name: make_analysis(name, options) for name, options in self.settings.analyses.items()}
@@ -77,8 +96,8 @@ class Workspace:
         self._graphs: dict[tuple[str, ...], ChannelGraph] = {}
         self.device = checkpoint.device_for(distributed.start(self.settings.run.device))
         if distributed.is_first():
-            store.check_writable(self.out)
-            self._lock = store.claim(self.out)
+            self._check_inputs()
+            self.directory.claim(self._names(), force)
         if self.settings.run.threads:
             torch.set_num_threads(self.settings.run.threads)
 
@@ -131,19 +150,46 @@ class Workspace:
         return self._graphs[key]
 
     @cached_property
-    def _weights(self) -> str | None:
-        """Fingerprint of the recipe's weights."""
+    def _weights(self) -> str:
+        """Fingerprint of the recipe's weights file, or of the initial weights where it names none."""
         weights = self.settings.weights
-        return None if weights is None else store.file_fingerprint(checkpoint.find_file(weights, self.settings.folder))
+        if weights is None:
+            return store.tensors_fingerprint(self.base.state_dict())
+        return store.file_fingerprint(checkpoint.find_file(weights, self.settings.folder))
+
+    def _names(self) -> list[str]:
+        """Every file that a step of this recipe may write."""
+        return [*ARTIFACTS, *(self._finding_name(name) for name in self._analyses)]
+
+    def _finding_name(self, name: str) -> str:
+        return f"findings/{name.replace(':', '.').replace('/', '.')}.json"
+
+    def _check_inputs(self) -> None:
+        """Refuses weights and masks that lie in the run directory, which steps would replace while they read them.
+
+        What `train` left there is no result of the other steps, and may be read.
+        """
+        masks = self.settings.verbs["plan"]["masks"]
+        named = {"[model] weights": self.settings.weights, "[plan] masks": masks if isinstance(masks, str) else None}
+        for option, file in named.items():
+            if file is None or (found := checkpoint.locate(file, self.settings.folder)) is None:
+                continue
+            name = self.directory.name_of(found)
+            entry = self.directory.entries().get(name or "")
+            if name is not None and (entry is None or entry.of != self._name("trained")):
+                raise UserError(
+                    f"{option} = '{file}' is '{name}' of the run directory '{self.out}', whose files this run "
+                    "replaces; choose another run directory with --out, or copy the file"
+                )
 
     def made_from(
-        self, options: Mapping[str, Any], *inputs: Path, calibrated: bool = True, weighted: bool = True
+        self, options: Mapping[str, Any], *inputs: str, calibrated: bool = True, weighted: bool = True
     ) -> dict[str, Any]:
         """Under which an artifact is known to come from these options and inputs, this model and this data.
 
         Args:
             options: of the step.
-            inputs: artifacts that it reads.
+            inputs: names of the artifacts that it reads.
             calibrated: whether it looks at the calibration batches.
             weighted: whether it starts from the recipe's weights, which training from scratch does not.
         """
@@ -155,25 +201,25 @@ class Workspace:
         }
         made_from: dict[str, Any] = to_json(
             {
-                "version": __version__,
+                "versions": versions(),
                 "options": dict(options),
                 "origin": origin,
                 "calibration": self.settings.calibration if calibrated else None,
-                "inputs": {path.relative_to(self.out).as_posix(): store.file_fingerprint(path) for path in inputs},
+                "inputs": {name: self.directory.fingerprint(name) for name in inputs},
             }
         )
         return made_from
 
     def _step(
-        self, name: str, path: Path, made_from: Mapping[str, Any], make: Callable[[], None], together: bool = False
+        self, name: str, artifact: str, made_from: Mapping[str, Any], make: Callable[[], None], together: bool = False
     ) -> None:
-        """Makes an artifact, unless the one that is there says it came from the same.
+        """Makes an artifact, unless the one that is there is whole and came from the same.
 
         Of several processes the first decides and makes; the others take part where it is made `together`, and wait.
         """
         if name in self._told:
             return
-        if self._is_there(path, made_from):
+        if self._is_there(artifact, made_from):
             self.progress.step(name, "up to date")
         else:
             self.progress.step(name, "running")
@@ -181,25 +227,50 @@ class Workspace:
                 with shortages(name):
                     make()
             distributed.wait()
+            if distributed.is_first():
+                self.directory.retire(artifact, store.value_fingerprint(made_from))
             self.progress.step(name, "done")
         self._told.add(name)
 
-    def _is_there(self, path: Path, made_from: Mapping[str, Any]) -> bool:
-        """Whether an artifact came from these options and inputs, as the first process finds it."""
-        return distributed.decide(lambda: path.exists() and self._came_from(path, made_from))
+    def _is_there(self, artifact: str, made_from: Mapping[str, Any]) -> bool:
+        """Whether an artifact is whole and came from these options and inputs, as the first process finds it."""
 
-    def _came_from(self, path: Path, made_from: Mapping[str, Any]) -> bool:
-        if changed := differing(self._origin_of(path), made_from):
-            LOGGER.info("%s is made anew: changed are %s", path.name, ", ".join(changed))
-        return not changed
+        def current() -> bool:
+            if self.directory.is_current(artifact, store.value_fingerprint(made_from)):
+                return True
+            self._say_why(artifact, made_from)
+            return False
 
-    def _origin_of(self, path: Path) -> Any:
+        return distributed.decide(current)
+
+    def _say_why(self, artifact: str, made_from: Mapping[str, Any]) -> None:
+        """Says why an artifact is made again."""
+        if changed := self.directory.changed(artifact):
+            LOGGER.warning(
+                "%s changed after the run wrote it: made again; what was there is kept in %s",
+                ", ".join(changed),
+                self.directory.private("changed"),
+            )
+        elif self.directory.state(artifact) == "whole":
+            differences = differing(self._origin_of(artifact), made_from)
+            LOGGER.info("%s is made again; changed: %s", artifact, ", ".join(differences) or "a part of it is missing")
+
+    def _origin_of(self, artifact: str) -> Any:
+        path = self.out / artifact
         if path.suffix == store.SAFETENSORS:
             return checkpoint.header_of(path).get(MADE_FROM)
         return store.read_json(path).get(MADE_FROM)
 
+    def _write_json(self, name: str, made_from: Mapping[str, Any], content: Mapping[str, Any], of: str = "") -> None:
+        """Writes an artifact, or a part of one, with what it came from."""
+        origin = store.value_fingerprint(made_from)
+        self.directory.write_json(name, {MADE_FROM: made_from, **content}, of, origin)
+
+    def _name(self, stage: str) -> str:
+        return f"{stage}{store.SAFETENSORS}"
+
     def _file(self, stage: str) -> Path:
-        return self.out / f"{stage}{store.SAFETENSORS}"
+        return self.out / self._name(stage)
 
     def _model(self, stage: str) -> nn.Module:
         """The model of a stage: the one just made, or read from its file."""
@@ -210,32 +281,37 @@ class Workspace:
             self._models[stage] = checkpoint.load(self._file(stage), whole).to(self.device)
         return self._models[stage]
 
-    def _save(self, stage: str, model: nn.Module, made_from: Mapping[str, Any], **notes: Any) -> None:
+    def _save(self, stage: str, model: nn.Module, made_from: Mapping[str, Any], of: str = "", **notes: Any) -> None:
         self._models[stage] = model
-        if distributed.is_first():
-            pruning = None if stage.startswith(WHOLE) else self.planned
-            if not stage.startswith("trained") and self.first_round is not None:
-                pruning = self.first_round if pruning is None else compose(self.first_round, pruning)
-            checkpoint.save(self._file(stage), model, self.settings.model, pruning, **{MADE_FROM: made_from}, **notes)
+        if not distributed.is_first():
+            return
+        pruning = None if stage.startswith(WHOLE) else self.planned
+        if not stage.startswith("trained") and self.first_round is not None:
+            pruning = self.first_round if pruning is None else compose(self.first_round, pruning)
+
+        def write(path: Path) -> None:
+            checkpoint.save(path, model, self.settings.model, pruning, **{MADE_FROM: made_from}, **notes)
+
+        self.directory.write(self._name(stage), write, of, store.value_fingerprint(made_from))
 
     def _fit(self, verb: str, model: nn.Module, teacher: nn.Module | None, made_from: Mapping[str, Any]) -> None:
-        """Trains a model in place, going on where a killed run got to, and writes it, its history and its other half.
+        """Trains a model in place, going on where a killed run got to, and writes it, its history and its counterpart.
 
         That is the best epoch's weights where the last one's are kept, and the other way round.
         """
         options, (stage, history) = self.settings.verbs[verb], FITS[verb]
-        epochs, seed = self._epochs(verb, made_from), self.settings.run.seed
+        epochs, seed, main = self._epochs(verb, made_from), self.settings.run.seed, self._name(FITS[verb][0])
         batches, validation = self.batches("train"), self.batches("validation")
         watch = self._watch(verb, model, made_from)
         records = finetune(model, batches, validation, teacher, watch, epochs, seed=seed, **options)
         other: Literal["best", "last"] = "best" if options["keep"] == "last" else "last"
         if distributed.is_first():
-            write_history(self.out / history, records)
-            self._file(f"{stage}-{other}").unlink(missing_ok=True)
+            origin = store.value_fingerprint(made_from)
+            self.directory.write(history, lambda temporary: write_history(temporary, records), main, origin)
         if weights := epochs.weights(other):
-            twin = copy.deepcopy(model)
-            twin.load_state_dict(weights)
-            self._save(f"{stage}-{other}", twin, made_from)
+            counterpart = copy.deepcopy(model)
+            counterpart.load_state_dict(weights)
+            self._save(f"{stage}-{other}", counterpart, made_from, main)
         self._save(stage, model, made_from)
         distributed.wait()
 
@@ -245,7 +321,12 @@ class Workspace:
         if not self.settings.plane.points or not distributed.is_first():
             return advance
         options = self.settings.analyses.get("information_plane", {})
-        planes = PlaneFile(self._plane_file(verb), made_from, self.settings.plane.steps, options)
+        name, main = self._plane_name(verb), self._name(FITS[verb][0])
+
+        def save(content: Mapping[str, Any]) -> None:
+            self.directory.write_json(name, content, main, store.value_fingerprint(made_from))
+
+        planes = PlaneFile(self.directory.recall(name), save, made_from, self.settings.plane.steps, options)
         planes.look(model, self.calibration, 0, 1)
 
         def watch(done: int, total: int) -> None:
@@ -254,12 +335,12 @@ class Workspace:
 
         return watch
 
-    def _plane_file(self, verb: str) -> Path:
-        return self.out / f"plane-{FITS[verb][0]}.json"
+    def _plane_name(self, verb: str) -> str:
+        return f"plane-{FITS[verb][0]}.json"
 
     def _epochs(self, verb: str, made_from: Mapping[str, Any]) -> EpochFile:
         """Where the state of a training lies until its artifact is written."""
-        return EpochFile(self.out / f".{FITS[verb][0]}.epochs{store.SAFETENSORS}", made_from)
+        return EpochFile(self.directory.private(f"{FITS[verb][0]}.epochs{store.SAFETENSORS}"), made_from)
 
     def _advance(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress.advance(what, done, total)
@@ -284,3 +365,9 @@ class Workspace:
         chosen = from_json(store.read_json(path), Plan, str(path))
         check_plan(chosen, self.graph_of(chosen.removed), str(path))
         return chosen
+
+
+def versions() -> dict[str, str]:
+    """What results depend on, by name."""
+    libraries = {name: metadata.version(name) for name in ("torch", "torchvision", "torch-pruning")}
+    return {"infoprune": __version__, "Python": platform.python_version(), **libraries}

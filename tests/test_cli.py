@@ -202,8 +202,8 @@ def test_model_that_refuses_the_images(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_two_runs_in_one_directory_are_kept_apart(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from infoprune import store; "
-        f"lock = store.claim(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from infoprune.run_directory import RunDirectory; "
+        f"mine = RunDirectory(Path({str(tmp_path)!r})); mine.claim(); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -269,7 +269,7 @@ def test_a_process_that_dies_ends_the_run_and_the_next_run_resumes(tmp_path: Pat
     assert "exitcode" in ended.stderr.replace(" ", "")
     assert "77" in ended.stderr
     assert not (out / "finetuned.safetensors").exists()
-    assert (out / ".finetuned.epochs.safetensors").exists()  # the first epoch is two steps
+    assert (out / ".infoprune" / "finetuned.epochs.safetensors").exists()  # the first epoch is two steps
     resumed = job(out, loss, {})
     assert resumed.returncode == 0, resumed.stderr
     assert "✓ repair (up to date)" in resumed.stderr
@@ -277,7 +277,7 @@ def test_a_process_that_dies_ends_the_run_and_the_next_run_resumes(tmp_path: Pat
     assert (out / "history.csv").read_text().count("\n") == 3
     assert set(store.read_json(out / "metrics.json")) >= {"base", "finetuned"}
     assert (out / "finetuned-best.safetensors").exists()
-    assert {path.name for path in out.glob(".*")} <= {".lock"}
+    assert {path.name for path in (out / ".infoprune").iterdir()} == {"lock", "manifest.json", "tmp"}
 
 
 if __name__ == "__main__":

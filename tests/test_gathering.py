@@ -1,6 +1,5 @@
 """What a run directory holds comes together for its report, and nothing that belongs to another run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from infoprune.errors import UserError
 from infoprune.gathering import About, gather, layer_changes, side_by_side
 from infoprune.histories import write_history
 from infoprune.reporting import LayerChange
+from infoprune.run_directory import RunDirectory
 from tests.test_cli import call
 from tests.test_reporting import stage
 from tests.test_reporting_figures import cells, found
@@ -34,10 +34,12 @@ def run_directory(folder: Path, title: str = "job", **compared: Any) -> Path:
         "report.json": {"page": "report.html", "about": to_json(about)},
         "compare.json": {**ORIGIN, "cells": to_json(cells()), **compared},
     }
+    directory = RunDirectory(folder)
+    directory.claim()
     for name, value in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(value))
-    write_history(folder / "history.csv", [EpochRecord(0, 0.1, 0.5, 0.8, 0.4, 0.9, 2.0)])
+        directory.write_json(name, value)
+    history = [EpochRecord(0, 0.1, 0.5, 0.8, 0.4, 0.9, 2.0)]
+    directory.write("history.csv", lambda path: write_history(path, history))
     return folder
 
 
@@ -65,8 +67,16 @@ def test_a_directory_without_a_report_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_report_file_is_named(tmp_path: Path) -> None:
     run_directory(tmp_path)
-    (tmp_path / "report.json").write_text('{"about": {"title": 3}}')
+    RunDirectory(tmp_path).write_json("report.json", {"about": {"title": 3}})
     with pytest.raises(UserError, match=r"report\.json' is no valid about"):
+        gather(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "metrics.json", "findings/l2.json", "history.csv", "report.json"])
+def test_a_file_changed_by_hand_is_not_shown(tmp_path: Path, name: str) -> None:
+    path = run_directory(tmp_path) / name
+    path.write_text(path.read_text().replace("0", "1"))
+    with pytest.raises(UserError, match=rf"{name} changed after the run wrote it; bring the run up to date"):
         gather(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """The information plane while a network is fine-tuned: collected, kept, gone on with, and drawn."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,17 +39,18 @@ def test_points_are_taken_while_training_and_change_nothing(tmp_path: Path, monk
     assert "Information planes while training" in page
 
 
-def test_points_known_are_not_taken_again(tmp_path: Path) -> None:
+def test_points_known_are_not_taken_again() -> None:
     model, batches = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), [(torch.randn(8, 1, 4, 4), torch.arange(8) % 2)]
     wanted = PlaneOptions(points=3)
-    first = PlaneFile(tmp_path / "p.json", {"a": 1}, wanted.steps, {})
+    saved: dict[str, Any] = {}
+    first = PlaneFile(saved, saved.update, {"a": 1}, wanted.steps, {})
     for step in range(4):
         first.look(model, batches, step, 3)
     assert list(first.points) == ["0", "1", "3"]
-    again = PlaneFile(tmp_path / "p.json", {"a": 1}, wanted.steps, {})
+    again = PlaneFile(saved, saved.update, {"a": 1}, wanted.steps, {})
     again.look(model, [], 3, 3)  # with no batches there would be nothing to analyse
     assert list(again.points) == ["0", "1", "3"]
-    assert PlaneFile(tmp_path / "p.json", {"a": 2}, wanted.steps, {}).points == {}
+    assert PlaneFile(saved, saved.update, {"a": 2}, wanted.steps, {}).points == {}
     with pytest.raises(UserError, match="points = 1: expected 0, or 2 or more"):
         PlaneOptions(points=1)
 

@@ -235,7 +235,7 @@ def test_killed_step_of_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         return store.read_tensors(out / "finetuned.safetensors")
 
     sets = [part for change in changes for part in ("--set", change)]
-    out, state = tmp_path / "run", tmp_path / "run" / ".finetuned.epochs.safetensors"
+    out, state = tmp_path / "run", tmp_path / "run" / ".infoprune" / "finetuned.epochs.safetensors"
     command = [sys.executable, "-m", "infoprune", "finetune", str(plain), "--out", str(out), *sets]
     killed = subprocess.run(command, env={**os.environ, "DIES_AT": "5"}, capture_output=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -246,7 +246,7 @@ def test_killed_step_of_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     for name in ("finetuned-best.safetensors", "history.csv"):
         assert (out / name).exists(), name
-    assert {path.name for path in out.glob(".*")} <= {".lock"}
+    assert {path.name for path in (out / ".infoprune").iterdir()} == {"lock", "manifest.json", "tmp"}
     # A state that a changed recipe finds is not its own.
     (out / "finetuned.safetensors").unlink()
     state.write_bytes(before)

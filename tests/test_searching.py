@@ -9,6 +9,7 @@ from infoprune import choosing, pipeline, recipe, store
 from infoprune.artifacts import Finding, Plan
 from infoprune.errors import UserError
 from infoprune.planning.searching import choose_blocks, choose_ranking, search
+from infoprune.run_directory import RunDirectory
 from tests.test_choosing import FAST
 from tests.test_pipeline import run
 
@@ -85,7 +86,7 @@ def test_search_is_a_way_to_plan(tmp_path: Path, validated: list[Plan]) -> None:
     # Interrupted before its end, it asks only for what is missing.
     last = list(tried["tried"])[-1]
     kept = {share: accuracy for share, accuracy in tried["tried"].items() if share != last}
-    store.write_json(tmp_path / "search.json", {**tried, "tried": kept})
+    RunDirectory(tmp_path).write_json("search.json", {**tried, "tried": kept})
     (tmp_path / "plan.json").unlink()
     before = len(validated)
     again, _ = run(tmp_path, *asked, until="plan")
@@ -135,7 +136,7 @@ def test_the_best_of_several_rankings_is_found_on_validation(tmp_path: Path, val
     table = tables[best]
     assert {name: {str(width): loss for width, loss in row.items()} for name, row in own.sensitivity().items()} == table
     # Interrupted, it tries only what is missing; with another repair, all of them.
-    store.write_json(tmp_path / "choice.json", {**choice, "tried": {best: tried[best]}})
+    RunDirectory(tmp_path).write_json("choice.json", {**choice, "tried": {best: tried[best]}})
     (tmp_path / "plan.json").unlink()
     before = len(validated)
     again = pipeline.Run(recipe.read("digits", list(BEST)), tmp_path)

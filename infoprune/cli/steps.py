@@ -33,12 +33,13 @@ def run(job: "Run") -> Shown:
 
 
 @click.command(short_help="Train the recipe's model from scratch; write trained.safetensors.")
+@click.option("--replace", is_flag=True, help="Train again where weights lie there that came from other options.")
 @on_recipe
-def train(job: "Run") -> Shown:
+def train(job: "Run", replace: bool) -> Shown:
     """Train the recipe's model from scratch; write trained.safetensors."""
     from infoprune.artifacts import Metrics
 
-    measured = Metrics({"trained": job.train()})
+    measured = Metrics({"trained": job.train(replace)})
     return Shown(measured, [measured])
 
 
@@ -62,7 +63,7 @@ def _report(job: "Run") -> Shown:
 @click.command(short_help=STEPS["report"])
 @click.option("--compare", "first", metavar="RUN", help="A run to set beside that of RECIPE: --compare RUN RUN.")
 @recipe_options
-def report(first: str | None, recipe: str, folder: Path | None, **options: Any) -> None:
+def report(first: str | None, recipe: str, folder: str | None, **options: Any) -> None:
     """Write report.html, one self-contained page: what was decided, why, and what it cost.
 
     report --compare RUN RUN sets two runs side by side, and runs nothing. A RUN is a run directory that has a report,
@@ -73,7 +74,7 @@ def report(first: str | None, recipe: str, folder: Path | None, **options: Any) 
         return
     from infoprune import gathering, reporting
 
-    page = folder or Path("compared.html")
+    page = Path(folder or "compared.html")
     page = page if page.suffix == ".html" else page / "compared.html"
     runs = gathering.side_by_side([_run_directory(name) for name in (first, recipe)])
     reporting.report_side_by_side(page, runs)

@@ -31,6 +31,8 @@ FILES: dict[Format, str] = {
 }
 TRACED = {"onnx", "program", "int8", "int8_dynamic"}
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+# Every file that a run's export may leave.
+EXPORTED = (*FILES.values(), "model-float16.safetensors", "model-bfloat16.safetensors", "MODEL_CARD.md", "export.json")
 
 
 @dataclass(frozen=True)

@@ -1,52 +1,58 @@
 """From findings to kept channels under a budget."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding, GroupPlan, Plan
-from infoprune.errors import UserError
+from infoprune.errors import UserError, did_you_mean
 from infoprune.planning.allocation import above_one_threshold, in_proportion, meet, uniform
-from infoprune.planning.budgets import Widths, budget_of, check_amounts
+from infoprune.planning.budgets import Widths, budget_of
 from infoprune.planning.constraints import Constraints, touched
 from infoprune.planning.masks import kept_by, read_masks
-from infoprune.planning.ranking import Ranking, Reduce, Scale, best
+from infoprune.planning.ranking import Ranking, Reduce, Scale, SignalWeight, best
 from infoprune.planning.recommending import WidthAs, advise, advising
 from infoprune.planning.sensitivity import cheapest, reaches
 from infoprune.planning.spans import decided_by, spans_of
+from infoprune.ranges import PositiveShare, Share, Width, in_range
 
+# A share of what the unpruned network has up to 1, above that a number.
+Budget = Annotated[float, Meta(gt=0, le=10**12)]
 Allocation = Literal["uniform", "global", "sensitivity"]
 # Budgets that follow from the widths alone, without measuring.
 LIMITS = ("macs", "parameters", "bytes")
 
 
+@in_range("[plan]")
 def plan(
     findings: Sequence[Finding],
     graph: ChannelGraph,
     sensitivity: Mapping[str, Mapping[int, float]] | None = None,
     predict: Callable[[Widths], float] | None = None,
     *,
-    macs: float | None = None,
-    parameters: float | None = None,
-    bytes: float | None = None,
-    latency: float | None = None,
-    latency_ms: float | None = None,
+    macs: Budget | None = None,
+    parameters: Budget | None = None,
+    bytes: Budget | None = None,
+    latency: PositiveShare | None = None,
+    latency_ms: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None,
     rank_by: str | list[str] = "response_information",
     redundancy_by: Sequence[str] = (),
-    redundancy_weight: float = 0.5,
+    redundancy_weight: SignalWeight = 0.5,
     reduce: Reduce = "mean",
     scale: Scale = "standardized",
     allocation: Allocation | None = None,
     width_by: list[str] | None = None,
     width_as: WidthAs = "floor",
-    round_to: int = 1,
-    min_width: int = 1,
-    min_share: float = 0.05,
+    round_to: Width = 1,
+    min_width: Width = 1,
+    min_share: Share = 0.05,
     protect: Sequence[str] = (),
     only: Sequence[str] = (),
-    masks: dict[str, list[int]] | str | None = None,
+    masks: dict[str, list[Annotated[int, Meta(ge=0, le=65_535)]]] | str | None = None,
 ) -> Plan:
     """Chooses the channels to keep.
 
@@ -137,12 +143,6 @@ def plan(
     return _made(graph, groups, refused, widths, (*budget.notes(widths), *notes), ranking.key)
 
 
-def check_options(*, round_to: int, min_width: int, min_share: float, **options: Any) -> None:
-    """Raises UserError for options of `plan` that fit no network."""
-    Constraints(round_to, min_width, min_share)
-    check_amounts(**{name: options[name] for name in (*LIMITS, "latency", "latency_ms")})
-
-
 def check_fit(graph: ChannelGraph, **options: Any) -> None:
     """Refuses what no finding could mend, before any is made.
 
@@ -208,6 +208,39 @@ def _group_plan(
 ) -> GroupPlan:
     own = touched(graph, group)
     return GroupPlan(group.name, kept, group.width, len(kept), own.macs({}), own.macs(widths), reason)
+
+
+def recount(edited: Plan, graph: ChannelGraph, source: str) -> Plan:
+    """A plan that was edited by hand, with widths and MACs counted again from the channels that it keeps.
+
+    Args:
+        edited: the plan as its file says.
+        graph: channel groups and costs of the model without the blocks that the plan removes.
+        source: the file's name, for messages.
+
+    Returns:
+        The plan, which still has to be checked against the model, with a note that says what became of it.
+
+    Raises:
+        UserError: for a group that the model lacks, or that stands there twice.
+    """
+    known = {group.name: group for group in graph.groups}
+    names = [entry.group for entry in edited.groups]
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            problem = "twice" if name in known else f", which the model lacks{did_you_mean(name, known)}"
+            raise UserError(f"'{source}' names the group '{name}' {problem}; correct the file or remove it")
+    widths = {entry.group: len(entry.kept) for entry in edited.groups}
+    groups = [_group_plan(known[entry.group], entry.kept, graph, widths, entry.reason) for entry in edited.groups]
+    note = "edited by hand after it was made; widths and MACs are counted from what it keeps"
+    return replace(
+        edited,
+        groups=tuple(groups),
+        macs_before=graph.unpruned.macs,
+        macs_after=graph.macs(widths),
+        input_shape=graph.input_shape,
+        notes=(*(each for each in edited.notes if each != note), note),
+    )
 
 
 def _made(
