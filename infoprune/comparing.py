@@ -64,7 +64,8 @@ class Comparison:
         verbs = {name: job.settings.verbs[name] for name in ("plan", "repair", "finetune")}
         verbs["plan"] = {name: value for name, value in verbs["plan"].items() if name not in (*BUDGETS, *OWN)}
         how = {"cut": options.cut, "epochs": options.epochs, "images": options.images}
-        made_from = job.made_from({**verbs, **how})
+        own = [verbs["finetune"]["loss"], verbs["finetune"]["metric"]]
+        made_from = job.made_from({**verbs, **how}, code=own)
         wanted = self._wanted()
         criteria = to_json({name: self._options(name) for name in dict.fromkeys(name for name, _, _ in wanted)})
         before = job.directory.recall(FILE)
@@ -98,9 +99,10 @@ class Comparison:
         widths = {"sensitivity": verbs["sensitivity"]} if measured else {}
         if criterion in BY_RECIPE:
             own = {name: verbs["plan"][name] for name in OWN}
-            return {"plan": own, "choose": verbs["choose"], "analyses": analyses, **widths}
+            code = self.job.code(list(analyses))
+            return {"plan": own, "choose": verbs["choose"], "analyses": analyses, "code": code, **widths}
         names = criterion.removeprefix(UNIFORM).split("+")
-        return {"analyses": {name: self._of_analysis(name) for name in names}, **widths}
+        return {"analyses": {name: self._of_analysis(name) for name in names}, "code": self.job.code(names), **widths}
 
     def _of_analysis(self, name: str) -> Mapping[str, Any]:
         """The options of an analysis, as the recipe has them or by default."""

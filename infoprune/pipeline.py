@@ -94,7 +94,8 @@ class Run(Choosing):
         self.repair()
         options = self.settings.verbs["finetune"]
         given = {**options, "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
-        made_from = self.made_from(given, self._name("repaired"), calibrated=False)
+        own = [options["loss"], options["metric"]]
+        made_from = self.made_from(given, self._name("repaired"), code=own, calibrated=False)
 
         def make() -> None:
             self._fit("finetune", copy.deepcopy(self._model("repaired")), self.base, made_from)
@@ -229,8 +230,10 @@ class Run(Choosing):
             UserError: where such weights lie there, and they are not to be replaced.
         """
         with distributed.together():
-            given = {**self.settings.verbs["train"], "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
-            made_from = self.made_from(given, calibrated=False, weighted=False)
+            options = self.settings.verbs["train"]
+            given = {**options, "batch_size": self.settings.run.batch_size, **self._plane_wanted()}
+            own = [options["loss"], options["metric"]]
+            made_from = self.made_from(given, code=own, calibrated=False, weighted=False)
             if not replace:
                 self._keep_earlier_training(made_from)
 

@@ -33,7 +33,9 @@ class Surveying(Workspace):
             return
         self._told.add("analyze")
         made_from = {
-            name: self.made_from(options) for name, options in self.settings.analyses.items() if name in self._analyses
+            name: self.made_from(options, code=[name])
+            for name, options in self.settings.analyses.items()
+            if name in self._analyses
         }
         stale: dict[str, Analysis] = {
             name: analysis

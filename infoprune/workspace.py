@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from infoprune import __version__, checkpoint, distributed, store
+from infoprune import __version__, checkpoint, distributed, registry, store
 from infoprune.artifacts import ChannelGraph, Plan
 from infoprune.encoding import differing, from_json, to_json
 from infoprune.errors import UserError, shortages
@@ -21,6 +21,7 @@ from infoprune.exporting import EXPORTED
 from infoprune.histories import write_history
 from infoprune.planes import PlaneFile
 from infoprune.planning.masks import compose
+from infoprune.provenance import sources
 from infoprune.pruning import channel_graph, check_plan
 from infoprune.recipe import Recipe
 from infoprune.resuming import EpochFile
@@ -93,6 +94,7 @@ class Workspace:
         self.left_out = dict.fromkeys(blind, "it needs labels, and [calibration] labels = false")
         self._models: dict[str, nn.Module] = {}
         self._told: set[str] = set()
+        self._sources: dict[str, dict[str, str]] = {}
         self._graphs: dict[tuple[str, ...], ChannelGraph] = {}
         self.device = checkpoint.device_for(distributed.start(self.settings.run.device))
         if distributed.is_first():
@@ -157,6 +159,13 @@ class Workspace:
             return store.tensors_fingerprint(self.base.state_dict())
         return store.file_fingerprint(checkpoint.find_file(weights, self.settings.folder))
 
+    def code(self, references: Sequence[str | None]) -> dict[str, dict[str, str]]:
+        """Fingerprints of the source files behind each reference to the user's own code."""
+        for reference in references:
+            if reference is not None and reference not in self._sources:
+                self._sources[reference] = sources(reference)
+        return {reference: self._sources[reference] for reference in references if reference and ":" in reference}
+
     def _names(self) -> list[str]:
         """Every file that a step of this recipe may write."""
         return [*ARTIFACTS, *(self._finding_name(name) for name in self._analyses)]
@@ -165,31 +174,49 @@ class Workspace:
         return f"findings/{name.replace(':', '.').replace('/', '.')}.json"
 
     def _check_inputs(self) -> None:
-        """Refuses weights and masks that lie in the run directory, which steps would replace while they read them.
+        """Refuses inputs that this run would replace while it reads them: weights and masks that lie in the run
+        directory, and code that an earlier run exported there.
 
         What `train` left there is no result of the other steps, and may be read.
         """
-        masks = self.settings.verbs["plan"]["masks"]
-        named = {"[model] weights": self.settings.weights, "[plan] masks": masks if isinstance(masks, str) else None}
-        for option, file in named.items():
-            if file is None or (found := checkpoint.locate(file, self.settings.folder)) is None:
-                continue
-            name = self.directory.name_of(found)
-            entry = self.directory.entries().get(name or "")
-            if name is not None and (entry is None or entry.of != self._name("trained")):
+        held = self.directory.entries()
+        for option, file in self._input_files():
+            name = self.directory.name_of(file)
+            listed = name in held
+            trained = listed and held[name].of == self._name("trained")
+            if name is not None and not trained and (listed or file.suffix != ".py"):
                 raise UserError(
                     f"{option} = '{file}' is '{name}' of the run directory '{self.out}', whose files this run "
                     "replaces; choose another run directory with --out, or copy the file"
                 )
 
+    def _input_files(self) -> list[tuple[str, Path]]:
+        """The files that the recipe names and that exist, each with the option that names it."""
+        verbs, folder = self.settings.verbs, self.settings.folder
+        named = [("[model] weights", self.settings.weights), ("[plan] masks", verbs["plan"]["masks"])]
+        found = [(option, checkpoint.locate(file, folder)) for option, file in named if isinstance(file, str)]
+        code = [("[model] name", self.settings.model.name), ("[data] name", self.settings.data[0])]
+        code += [(f"[{verb}] {key}", verbs[verb][key] or "") for verb in FITS for key in ("loss", "metric")]
+        code += [("[analyses]", name) for name in self.settings.analyses]
+        for option, reference in code:
+            places = [each / reference.rpartition(":")[0] for each in registry.folders()]
+            found.append((option, next((place for place in places if place.suffix == ".py" and place.is_file()), None)))
+        return [(option, file) for option, file in found if file is not None]
+
     def made_from(
-        self, options: Mapping[str, Any], *inputs: str, calibrated: bool = True, weighted: bool = True
+        self,
+        options: Mapping[str, Any],
+        *inputs: str,
+        code: Sequence[str | None] = (),
+        calibrated: bool = True,
+        weighted: bool = True,
     ) -> dict[str, Any]:
         """Under which an artifact is known to come from these options and inputs, this model and this data.
 
         Args:
             options: of the step.
             inputs: names of the artifacts that it reads.
+            code: references that may be to the user's own code, beside model and data.
             calibrated: whether it looks at the calibration batches.
             weighted: whether it starts from the recipe's weights, which training from scratch does not.
         """
@@ -198,11 +225,13 @@ class Workspace:
             "weights": self._weights if weighted else None,
             "data": self.data.fingerprint,
             "seed": self.settings.run.seed,
+            "code": self.code([self.settings.model.name, self.settings.data[0]]),
         }
         made_from: dict[str, Any] = to_json(
             {
                 "versions": versions(),
                 "options": dict(options),
+                "code": self.code(code),
                 "origin": origin,
                 "calibration": self.settings.calibration if calibrated else None,
                 "inputs": {name: self.directory.fingerprint(name) for name in inputs},
