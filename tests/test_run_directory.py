@@ -113,9 +113,10 @@ def test_killed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         replace(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
-        directory.write("plan.json", text("two"), origin="two")
+        with pytest.raises(KeyboardInterrupt):
+            directory.write("plan.json", text("two"), origin="two")
     again = claimed(tmp_path)
     assert again.state("plan.json") == "previous"
     assert not again.is_current("plan.json", "two")
@@ -231,7 +232,7 @@ def test_an_edited_manifest_is_refused(tmp_path: Path, change: Callable[[dict], 
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="was damaged or edited.*choose another folder with --out"):
+    with pytest.raises(UserError, match=r"was damaged or edited.*choose another folder with --out"):
         claimed(tmp_path)
     assert (tmp_path / "plan.json").read_text() == "{}"
 
