@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from infoprune import registry
+from msgspec import Meta
+
+from infoprune import ranges, registry
 from infoprune.errors import UserError, did_you_mean
 from infoprune.peers import CRITERIA
+from infoprune.ranges import BatchSize, Epochs, Images, PositiveShare, Seed
 from infoprune.splits import SplitName
 
 # How criteria are named in [compare]: the library as it comes, an analysis at uniform widths, the recipe's own way.
 PEER, UNIFORM, RECIPE = "torch_pruning.", "uniform.", "recipe"
-MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +27,13 @@ class RunOptions:
         batch_size: samples per batch in training and evaluation.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
-    threads: int = 0
-    batch_size: int = 128
+    threads: Annotated[int, Meta(ge=0, le=1_024)] = 0
+    batch_size: BatchSize = 128
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("threads", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"[run] {name} = {getattr(self, name)}: expected {least} or more")
-        if self.threads > MOST_THREADS:
-            raise UserError(
-                f"[run] threads = {self.threads}: expected {MOST_THREADS} at most; 0 leaves torch's own number"
-            )
+        ranges.check(type(self), "[run]", vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +49,14 @@ class CalibrationOptions:
             training: few images are soon learnt by heart.
     """
 
-    batches: int = 8
-    batch_size: int = 128
+    batches: Annotated[int, Meta(ge=1, le=1_000_000)] = 8
+    batch_size: Annotated[int, Meta(ge=2, le=1_048_576)] = 128
     split: SplitName = "train"
     labels: bool = True
-    views: int = 0
+    views: Annotated[int, Meta(ge=0, le=10_000)] = 0
 
     def __post_init__(self) -> None:
-        if self.batches < 1 or self.batch_size < 2 or self.views < 0:
-            raise UserError(
-                f"[calibration] batches = {self.batches}, batch_size = {self.batch_size}, views = {self.views}: "
-                "expected at least 1 batch of 2, and 0 views or more"
-            )
+        ranges.check(type(self), "[calibration]", vars(self))
         if self.split == "test":
             raise UserError(
                 "[calibration] split = 'test': the test split is for the final figure; use train or validation"
@@ -79,10 +72,11 @@ class PlaneOptions:
             the step, the start and the end among them; 0 for none. Each costs one pass over the calibration batches.
     """
 
-    points: int = 0
+    points: Annotated[int, Meta(ge=0, le=10_000)] = 0
 
     def __post_init__(self) -> None:
-        if self.points < 0 or self.points == 1:
+        ranges.check(type(self), "[plane]", vars(self))
+        if self.points == 1:
             raise UserError(f"[plane] points = {self.points}: expected 0, or 2 or more")
 
     def steps(self, total: int) -> set[int]:
@@ -115,18 +109,17 @@ class CompareOptions:
     """
 
     criteria: Sequence[str] = ("recipe", "l1", "l2", "taylor", "torch_pruning.l2", "torch_pruning.taylor")
-    shares: Sequence[float] = (0.67, 0.47, 0.38, 0.25, 0.125)
-    seeds: int = 3
+    shares: Sequence[PositiveShare] = (0.67, 0.47, 0.38, 0.25, 0.125)
+    seeds: Annotated[int, Meta(ge=1, le=1_000)] = 3
     controls: bool = True
     cut: bool = True
-    epochs: int = 0
-    images: int = 0
+    epochs: Epochs = 0
+    images: Images = 0
 
     def __post_init__(self) -> None:
-        if not self.shares or not all(0 < share <= 1 for share in self.shares):
-            raise UserError(f"[compare] shares = {list(self.shares)}: expected numbers above 0 and up to 1")
-        if not 1 <= self.seeds <= 1000 or self.epochs < 0 or self.images < 0 or not self.criteria:
-            raise UserError("[compare] needs at least one criterion, 1 to 1000 seeds, and 0 epochs and images or more")
+        ranges.check(type(self), "[compare]", vars(self))
+        if not self.shares or not self.criteria:
+            raise UserError("[compare] needs at least one criterion and one share")
         for name in self.criteria:
             peer = name.startswith(PEER)
             known = CRITERIA if peer else (*registry.names("analyses"), RECIPE)

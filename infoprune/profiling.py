@@ -5,16 +5,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from infoprune.artifacts import Latency
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
+from infoprune.ranges import BatchSize, Repeats, in_range
 
-MOST_REPEATS = 1_000_000
+Warmup = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class Profile:
     latency: Latency
 
 
+@in_range("[evaluate]")
 def profile(
     model: nn.Module,
     example: Tensor,
     *,
-    latency_batch: int = 1,
-    latency_repeats: int = 50,
-    latency_warmup: int = 10,
+    latency_batch: BatchSize = 1,
+    latency_repeats: Repeats = 50,
+    latency_warmup: Warmup = 10,
 ) -> Profile:
     """Counts parameters and multiply-accumulates and times the forward pass; the model stays as it was.
 
@@ -52,7 +56,6 @@ def profile(
     Raises:
         UserError: for an empty example or an option out of range.
     """
-    check_options(latency_batch=latency_batch, latency_repeats=latency_repeats, latency_warmup=latency_warmup)
     _check(example)
     # Cycling through the samples keeps the values real, on which the time of a CPU depends (denormals).
     timed = example[torch.arange(latency_batch, device=example.device) % len(example)]
@@ -61,12 +64,6 @@ def profile(
         macs=count_macs(model, example),
         latency=measure_latency(model, timed, repeats=latency_repeats, warmup=latency_warmup),
     )
-
-
-def check_options(*, latency_batch: int, latency_repeats: int, latency_warmup: int) -> None:
-    """Raises UserError for options of `profile` that are out of range."""
-    _at_least(1, latency_batch=latency_batch, latency_repeats=latency_repeats)
-    _at_least(0, latency_warmup=latency_warmup)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -103,7 +100,8 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def measure_latency(model: nn.Module, example: Tensor, *, repeats: int = 50, warmup: int = 10) -> Latency:
+@in_range("measure_latency:")
+def measure_latency(model: nn.Module, example: Tensor, *, repeats: Repeats = 50, warmup: Warmup = 10) -> Latency:
     """Time of one forward pass on `example` in evaluation mode, on the device where the model is.
 
     It is the time that a caller waits: on an accelerator from an idle device to a finished result. On a CPU denormal
@@ -120,8 +118,6 @@ def measure_latency(model: nn.Module, example: Tensor, *, repeats: int = 50, war
         UserError: for an empty example or an option out of range.
     """
     _check(example)
-    _at_least(1, repeats=repeats)
-    _at_least(0, warmup=warmup)
     example = _on_the_models_device(model, example)
     with evaluating(model), torch.no_grad(), _flushing_denormals():
         milliseconds = [_time(model, example) for _ in range(warmup + repeats)][warmup:]
@@ -180,11 +176,3 @@ def _check(example: Tensor) -> None:
     if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
         came = f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
         raise UserError(f"the example is {came}; give a batch with at least one sample, such as 1 x 3 x 224 x 224")
-
-
-def _at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < least:
-            raise UserError(f"{name} is {value}, expected at least {least}; set {name} to {least} or more")
-        if value > MOST_REPEATS:
-            raise UserError(f"{name} is {value}, expected at most {MOST_REPEATS}")

@@ -1,6 +1,6 @@
 """Recipes: TOML tables bound to the keyword-only arguments of the verbs they name.
 
-The signature is the schema: name, type, default and description of an option exist once, where it is used.
+The signature is the schema: name, type, range, default and description of an option exist once, where it is used.
 """
 
 import inspect
@@ -15,9 +15,11 @@ from typing import Any
 import msgspec
 
 from infoprune.errors import UserError, did_you_mean
+from infoprune.ranges import expected, type_name
 
 Table = dict[str, Any]
-# The largest number that an option takes: seeds are multiplied by numbers up to 10⁶ in 64 bits.
+# The largest number that an option without a range of its own takes, as in functions of a user's own: seeds are
+# multiplied by numbers up to 10⁶ in 64 bits.
 MOST = 10**12
 
 
@@ -136,7 +138,7 @@ def options(function: Callable[..., Any], *, skip: Sequence[str] = ()) -> dict[s
     {'epochs': Option(name='epochs', type=<class 'int'>, default=3, help='passes over the data.')}
     """
     target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target)
+    hints = typing.get_type_hints(target, include_extras=True)
     helps = _argument_docs(function)
     return {
         parameter.name: Option(
@@ -174,7 +176,8 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
         skip: keyword-only arguments that are not for recipes.
 
     Raises:
-        UserError: for an unknown option, a value of the wrong type, or a required option that is missing.
+        UserError: for an unknown option, a value of the wrong type or out of range, or a required option that is
+            missing.
     """
     known = options(function, skip=skip)
     for key in table:
@@ -189,17 +192,24 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
                 )
             bound[name] = option.default
             continue
-        if not _countable(table[name]):
-            raise UserError(f"[{where}] {name} = {table[name]!r}: expected a finite number, of size {MOST:g} at most")
-        try:
-            bound[name] = msgspec.convert(table[name], option.type, strict=True)
-        except msgspec.ValidationError as error:
-            place = f" ({error})" if " - at " in str(error) else ""  # which entry of a list
-            raise UserError(
-                f"[{where}] {name} = {table[name]!r}: expected {type_name(option.type)}, "
-                f"got {type(table[name]).__name__}{place}"
-            ) from error
+        bound[name] = _converted(table[name], option, f"[{where}] {name} = {table[name]!r}")
     return bound
+
+
+def _converted(value: Any, option: Option, where: str) -> Any:
+    """A value of the type that an option has."""
+    try:
+        converted = msgspec.convert(value, option.type, strict=True)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at ")
+        if place:
+            detail = f" (at entry {place.strip('`$')})"
+        else:
+            detail = f", got {type(value).__name__}" if ", got " in problem else ""  # else it is a number out of range
+        raise UserError(f"{where}: expected {expected(option.type)}{detail}") from error
+    if not _countable(value):
+        raise UserError(f"{where}: expected a finite number, of size {MOST:g} at most")
+    return converted
 
 
 def _countable(value: Any) -> bool:
@@ -209,18 +219,3 @@ def _countable(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_countable, value.values()))
     return not isinstance(value, int | float) or abs(value) <= MOST  # False for NaN
-
-
-def type_name(hint: Any) -> str:
-    """A type hint as a user reads it.
-
-    >>> type_name(typing.Literal["sgd", "adamw"]), type_name(int | None), type_name(list[int])
-    ("'sgd' or 'adamw'", 'int or nothing', 'list of int')
-    """
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(repr(value) for value in typing.get_args(hint))
-    if typing.get_origin(hint) in (list, Sequence):
-        return f"list of {type_name(typing.get_args(hint)[0])}"
-    if arguments := typing.get_args(hint):
-        return " or ".join(type_name(argument) for argument in arguments)
-    return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -11,7 +11,8 @@ from infoprune.errors import UserError, did_you_mean
 from infoprune.option_tables import CalibrationOptions, CompareOptions, PlaneOptions, RunOptions
 from infoprune.planning import searching
 from infoprune.planning.ranking import BEST
-from infoprune.recipe import Option, Recipe, Table, bind, options, type_name
+from infoprune.ranges import type_name
+from infoprune.recipe import Option, Recipe, Table, bind, options
 from infoprune.repairing import probing
 
 # Recipe table -> the verb whose keyword-only arguments it sets; [run] seed stands for every verb's own.
@@ -28,17 +29,12 @@ VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": profiling.profile,
     "export": exporting.export,
 }
-# What refuses values of a table that no network could do with; called as soon as the recipe is bound.
+# What refuses options of a table that do not go together; called as soon as the recipe is bound.
 CHECKS: dict[str, Callable[..., None]] = {
-    "depth": searching.check_blocks,
     "sensitivity": probing.check_options,
     "timings": timing.check_options,
-    "plan": planning.check_options,
-    "search": searching.check_search,
-    "repair": repairing.check_options,
     "finetune": training.check_options,
     "train": training.check_options,
-    "evaluate": profiling.check_options,
     "export": exporting.check_options,
 }
 SEEDED = ("finetune", "train")
@@ -181,26 +177,32 @@ def tables() -> list[str]:
     return [*TABLES, *VERBS, *named]
 
 
-def describe(table: str) -> list[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of every option of a recipe table.
-
-    >>> describe("calibration")[0][:3]
-    ('batches', 'int', '8')
+def declaring(table: str) -> Callable[..., Any]:
+    """The function or class whose keyword-only arguments are the options of a recipe table.
 
     Raises:
         UserError: for an unknown table.
     """
     head, _, name = table.partition(".")
-    verb: Any
-    if head in ("model", "data", "analyses") and name:
-        kinds: dict[str, registry.Kind] = {"model": "models", "data": "datasets", "analyses": "analyses"}
-        verb = registry.find(kinds[head], name)
-    else:
-        known = {**TABLES, **VERBS}
-        if table not in known:
-            raise UserError(f"no recipe table '{table}'{did_you_mean(table, tables())}")
-        verb = known[table]
-    rows = options(verb, skip=_skipped(table)).values()
+    kinds: dict[str, registry.Kind] = {"model": "models", "data": "datasets", "analyses": "analyses"}
+    if head in kinds and name:
+        return registry.find(kinds[head], name)
+    known: dict[str, Callable[..., Any]] = {**TABLES, **VERBS}
+    if table not in known:
+        raise UserError(f"no recipe table '{table}'{did_you_mean(table, tables())}")
+    return known[table]
+
+
+def describe(table: str) -> list[tuple[str, str, str, str]]:
+    """Name, type and range, default and meaning of every option of a recipe table.
+
+    >>> describe("calibration")[0][:3]
+    ('batches', 'int, 1 to 1,000,000', '8')
+
+    Raises:
+        UserError: for an unknown table.
+    """
+    rows = options(declaring(table), skip=_skipped(table)).values()
     return [
         (row.name, type_name(row.type), "required" if row.default is Option.REQUIRED else repr(row.default), row.help)
         for row in rows

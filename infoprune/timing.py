@@ -11,7 +11,8 @@ from infoprune.artifacts import ChannelGraph, Latency, LayerTimes, Plan, Timings
 from infoprune.artifacts.timings import sum_of
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
-from infoprune.profiling import MOST_REPEATS, measure_latency
+from infoprune.profiling import measure_latency
+from infoprune.ranges import BatchSize, PositiveShare, Repeats, in_range
 
 Build = Callable[[Mapping[str, int]], nn.Module]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,6 +22,7 @@ WHOLE_SHARES = (1.0, 0.7, 0.4)
 CORRECTIONS, CLOSE = 3, 1.02
 
 
+@in_range("[timings]")
 def measure_timings(
     model: nn.Module,
     example: Tensor,
@@ -28,9 +30,9 @@ def measure_timings(
     narrowed: Callable[[float], tuple[nn.Module, Mapping[str, int]]],
     on_step: Callable[[int, int], None] | None = None,
     *,
-    shares: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-    batch: int = 1,
-    repeats: int = 20,
+    shares: Sequence[PositiveShare] = (0.25, 0.5, 0.75, 1.0),
+    batch: BatchSize = 1,
+    repeats: Repeats = 20,
 ) -> Timings:
     """Times every convolution and linear layer at several widths, and whole networks to calibrate their sum.
 
@@ -51,7 +53,7 @@ def measure_timings(
     Raises:
         UserError: for options out of range.
     """
-    check_options(shares=shares, batch=batch, repeats=repeats)
+    check_options(shares=shares)
     images = example[torch.arange(batch, device=example.device) % len(example)]
     names = [cost.layer for cost in graph.costs if cost.macs]
     inputs = _inputs(model, images, names)
@@ -72,14 +74,10 @@ def measure_timings(
     return _fitted(layers, graph, points)
 
 
-def check_options(*, shares: Sequence[float], batch: int, repeats: int) -> None:
-    """Raises UserError for options of `measure_timings` that are out of range."""
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise UserError(f"[timings] shares are {list(shares)}; expected numbers above 0 and up to 1")
-    if batch < 1 or not 1 <= repeats <= MOST_REPEATS:
-        raise UserError(
-            f"[timings] batch = {batch}, repeats = {repeats}: expected 1 or more, {MOST_REPEATS} repeats at most"
-        )
+def check_options(*, shares: Sequence[float], **_: object) -> None:
+    """Raises UserError where `measure_timings` would have no width to time."""
+    if not shares:
+        raise UserError("[timings] shares = []: expected at least one number above 0 and up to 1")
 
 
 def plan_within(

@@ -201,9 +201,9 @@ def test_its_l2_is_l2(resnet: tuple[nn.Module, list[tuple[Tensor, Tensor]]]) -> 
         ("compare.criteria=['l3']", "no 'l3'; known: "),
         ("compare.criteria=['torch_pruning.l3']", "no 'torch_pruning.l3'"),
         ("compare.criteria=[]", "at least one criterion"),
-        ("compare.shares=[]", "expected numbers above 0"),
-        ("compare.shares=[2.0]", "expected numbers above 0 and up to 1"),
-        ("compare.seeds=0", "1 to 1000 seeds"),
+        ("compare.shares=[]", "at least one criterion and one share"),
+        ("compare.shares=[2.0]", "expected a list of numbers, each above 0 and up to 1"),
+        ("compare.seeds=0", "seeds = 0: expected a whole number from 1 to 1,000"),
     ],
 )
 def test_wrong_grids(tmp_path: Path, override: str, message: str) -> None:

@@ -116,7 +116,7 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
     write_folders(tmp_path / "few", {"train": 1, "val": 1})
     with pytest.raises(UserError, match="validation_share"):
         load_small(tmp_path / "few")
-    with pytest.raises(UserError, match="size <= resize"):
+    with pytest.raises(UserError, match="size = 14 is larger than resize = 10"):
         load_small(tmp_path / "one", resize=10)
     with pytest.raises(UserError, match="three numbers"):
         load_small(tmp_path / "odd", std=[1.0])

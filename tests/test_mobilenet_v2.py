@@ -100,9 +100,9 @@ def test_integer_weights_under_numbers_are_those_of_the_layers_in_order(tmp_path
     ("options", "words"),
     [
         ({"widths": [8, 8]}, "expected 7 numbers"),
-        ({"width_multiplier": 0.0}, "above 0"),
-        ({"classes": 0}, "classes >= 1"),
-        ({"dropout": 1.0}, "dropout in 0..1"),
+        ({"width_multiplier": 0.0}, "width_multiplier = 0.0: expected a number above 0"),
+        ({"classes": 0}, "classes = 0: expected a whole number from 1"),
+        ({"dropout": 1.0}, "dropout = 1.0: expected a number from 0 to below 1"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options: dict[str, object], words: str) -> None:

@@ -69,11 +69,11 @@ def test_blocks_and_inner_widths_of_resnets() -> None:
 
     usual, same = cifar_resnet.build(depth=14), cifar_resnet.build(blocks=[2, 2, 2], inner=[16, 16, 32, 32, 64, 64])
     assert shapes(usual) == shapes(same)
-    for options in (
-        {"blocks": [1, 2]},
-        {"blocks": [0, 1, 1]},
-        {"depth": 8, "inner": [4]},
-        {"depth": 8, "inner": [0, 1, 1]},
+    for options, words in (
+        ({"blocks": [1, 2]}, "expected 3 numbers, one per stage"),
+        ({"blocks": [0, 1, 1]}, "blocks = .*: expected a list of whole numbers, each from 1"),
+        ({"depth": 8, "inner": [4]}, "expected 3 numbers, one per block"),
+        ({"depth": 8, "inner": [0, 1, 1]}, "inner = .*: expected a list of whole numbers, each from 1"),
     ):
-        with pytest.raises(UserError, match="at least 1, one per"):
+        with pytest.raises(UserError, match=words):
             cifar_resnet.build(**options)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from infoprune.errors import UserError
+from infoprune.recipe import bind
 from infoprune.splits import Batches
 from infoprune.training import check_options, evaluate, finetune
 from infoprune.training.descent import Options
@@ -84,8 +85,7 @@ def line() -> nn.Linear:
 
 
 def options(**changes: Any) -> Options:
-    given = {name: changes.get(name, value) for name, value in finetune.__kwdefaults__.items()}
-    return Options.among({**given, "feature_layers": changes.get("feature_layers", ())})
+    return Options.among({"feature_layers": (), "seed": 0, **bind(finetune, changes, "finetune")})
 
 
 # --- the user's own ---
@@ -134,15 +134,16 @@ def test_what_is_wrong_with_own_functions_is_said(own: str, given: dict[str, Any
 
 
 def test_options_are_refused_before_anything_is_loaded() -> None:
-    check_options(epochs=3, **{k: v for k, v in finetune.__kwdefaults__.items() if k not in ("epochs", "seed")})
+    check_options(**bind(finetune, {"epochs": 3}, "finetune"))
+    with pytest.raises(UserError, match="nowhere_at_all"):
+        check_options(**bind(finetune, {"metric": "nowhere_at_all:f"}, "finetune"))
     for change, words in (
-        ({"ema": 1.0}, "ema = 1.0 is out of range; expected 0 to 0.999999"),
-        ({"accumulation": 0}, "expected 1 or more"),
-        ({"metric": "nowhere_at_all:f"}, "nowhere_at_all"),
-        ({"learning_rate": math.inf}, "learning_rate = inf"),
+        ({"ema": 1.0}, "ema = 1.0: expected a number from 0 to 0.999999"),
+        ({"accumulation": 0}, "accumulation = 0: expected a whole number from 1"),
+        ({"learning_rate": math.inf}, "learning_rate = inf: expected a number from 0 to 100"),
     ):
         with pytest.raises(UserError, match=words):
-            check_options(**{**finetune.__kwdefaults__, **change})
+            finetune(line(), batches(), **change)
     with pytest.raises(UserError, match="set patience = 0"):
         finetune(line(), batches(), patience=2)
     with pytest.raises(UserError, match="measured on validation batches"):

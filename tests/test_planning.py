@@ -137,11 +137,11 @@ def test_protect_and_only() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"macs": 0.0}, "macs = 0.0: expected a share"),
-        ({"macs": -1.0}, "expected a share"),
-        ({"macs": float("nan")}, "expected a share"),
-        ({"round_to": 0}, "round_to = 0: expected at least 1"),
-        ({"min_share": 1.5}, r"min_share = 1.5: expected 0\.\.1"),
+        ({"macs": 0.0}, r"\[plan\] macs = 0.0: expected a number above 0 and up to"),
+        ({"macs": -1.0}, "macs = -1.0: expected a number above 0"),
+        ({"macs": float("nan")}, "macs = nan: expected a number above 0"),
+        ({"round_to": 0}, "round_to = 0: expected a whole number from 1 to 65,536"),
+        ({"min_share": 1.5}, "min_share = 1.5: expected a number from 0 to 1"),
         ({"min_width": 0}, "min_width = 0"),
         ({"rank_by": "l1"}, "rank_by = 'l1', but no such analysis ran"),
         ({"rank_by": "best"}, "tries several rankings on validation data, as the steps of a recipe do"),

@@ -134,9 +134,9 @@ def test_profile_bundles_the_three() -> None:
 @pytest.mark.parametrize(
     ("options", "example", "message"),
     [
-        ({"latency_batch": 0}, IMAGE, "latency_batch is 0, expected at least 1"),
-        ({"latency_repeats": 0}, IMAGE, "latency_repeats is 0, expected at least 1"),
-        ({"latency_warmup": -1}, IMAGE, "latency_warmup is -1, expected at least 0"),
+        ({"latency_batch": 0}, IMAGE, "latency_batch = 0: expected a whole number from 1"),
+        ({"latency_repeats": 0}, IMAGE, "latency_repeats = 0: expected a whole number from 1"),
+        ({"latency_warmup": -1}, IMAGE, "latency_warmup = -1: expected a whole number from 0"),
         ({}, torch.ones(0, 3, 8, 8), r"shape \(0, 3, 8, 8\)"),
         ({}, torch.ones(3), "at least one sample"),
         ({}, [1.0], "the example is list"),

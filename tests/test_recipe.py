@@ -42,6 +42,8 @@ def test_help_comes_from_the_docstring() -> None:
         ({"epochs": True}, r"\[verb\] epochs = True: expected int, got bool"),
         ({"kind": "c"}, r"\[verb\] kind = 'c': expected 'a' or 'b'"),
         ({"model": 1}, r"no option 'model'"),
+        ({"epochs": 10**13}, r"\[verb\] epochs = 10000000000000: expected a finite number, of size 1e\+12 at most"),
+        ({"rate": float("nan")}, r"\[verb\] rate = nan: expected a finite number"),
     ],
 )
 def test_wrong_options_are_named(table: dict[str, object], message: str) -> None:
@@ -137,9 +139,9 @@ def test_rankings_to_choose_from_are_known_analyses() -> None:
         ("model.depht=5", "did you mean 'depth'"),
         ("data.name=digit", "did you mean 'digits'"),
         ("calibration.split=test", "the test split is for the final figure"),
-        ("calibration.batches=0", "at least 1 batch"),
-        ("run.batch_size=0", "expected 1 or more"),
-        ("run.seed=-1", "expected 0 or more"),
+        ("calibration.batches=0", "expected a whole number from 1 to 1,000,000"),
+        ("run.batch_size=0", "expected a whole number from 1 to 1,048,576"),
+        ("run.seed=-1", "expected a whole number from 0 to 4,294,967,295"),
         ("analyses.l2=3", "expected a table"),
         ("model.weights=3", "expected a file name"),
     ],

@@ -291,9 +291,9 @@ def test_a_plan_of_another_network_is_refused() -> None:
     model, pruned, graph, kept, batches = resnet()
     with pytest.raises(UserError, match="should have 6 filters"):
         repair(pruned, model, graph, {}, batches)
-    with pytest.raises(UserError, match="positions is -1"):
+    with pytest.raises(UserError, match="positions = -1"):
         repair(pruned, model, graph, kept, batches, positions=-1)
-    with pytest.raises(UserError, match="ridge is 0"):
+    with pytest.raises(UserError, match="ridge = 0.0: expected a number above 0"):
         repair(pruned, model, graph, kept, batches, ridge=0.0)
     with pytest.raises(UserError, match="method is 'magic'"):
         repair(pruned, model, graph, kept, batches, method="magic")  # type: ignore[arg-type]

@@ -184,5 +184,5 @@ def test_the_most_harmless_block_goes_first() -> None:
 
 @pytest.mark.parametrize("least", [-0.5, 0.0, 1.0])
 def test_shares_to_search_from_are_checked(least: float) -> None:
-    with pytest.raises(UserError, match="expected shares between 0 and 1"):
+    with pytest.raises(UserError, match=f"least = {least}: expected a number above 0 and below 1"):
         search(lambda _: 1.0, 1.0, max_loss=1.0, least=least)

@@ -249,10 +249,10 @@ def test_nothing_to_train_on_is_said(loader: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epochs": -1}, "epochs = -1 is out of range"),
+        ({"epochs": -1}, "epochs = -1: expected a whole number from 0 to 100,000"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"momentum": 1.0}, "momentum = 1.0"),
-        ({"label_smoothing": 1.5}, "expected 0 to 1"),
+        ({"label_smoothing": 1.5}, "label_smoothing = 1.5: expected a number from 0 to 1"),
         ({"temperature": 0.0}, "temperature"),
         ({"gradient_clip": -1.0}, "gradient_clip"),
         ({"keep": "best"}, "set keep = 'last'"),

@@ -57,17 +57,9 @@ class Kernels:
         """The kernels of a preset; `alpha` overrides its order.
 
         Raises:
-            UserError: for an option out of range.
+            UserError: for an unknown preset.
         """
-        require(
-            analysis,
-            [
-                ("preset", preset, preset in PRESETS, "'corrected' or 'paper'"),
-                ("alpha", alpha, alpha is None or (math.isfinite(alpha) and alpha > 0), "a positive number"),
-                ("gamma", gamma, math.isfinite(gamma) and gamma > 0, "a positive number"),
-                ("h", h, math.isfinite(h) and h > 0, "a positive number"),
-            ],
-        )
+        require(analysis, [("preset", preset, preset in PRESETS, "'corrected' or 'paper'")])
         order, rule, widen = PRESETS[preset]
         return cls(order if alpha is None else alpha, rule, widen, gamma, h)
 

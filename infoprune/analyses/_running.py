@@ -12,8 +12,6 @@ from infoprune.artifacts import Flag, Measure
 from infoprune.errors import UserError
 from infoprune.information.entropy import SATURATION_BITS
 
-MOST_PERMUTATIONS = 100_000  # all orders of a batch are drawn before the first is used
-
 
 class Running:
     """Mean of named figures over mini-batches and its 95 % interval (Student's t), in constant memory.
@@ -141,7 +139,5 @@ def require(analysis: str, options: Iterable[tuple[str, Any, bool, str]]) -> Non
         UserError: "[analyses.NAME] option = value: expected …".
     """
     for option, value, fine, expected in options:
-        if option == "permutations" and value > MOST_PERMUTATIONS:
-            fine, expected = False, f"{MOST_PERMUTATIONS} at most"
         if not fine:
             raise UserError(f"[analyses.{analysis}] {option} = {value}: expected {expected}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from infoprune.artifacts import Finding, LayerView
 from infoprune.errors import UserError
+from infoprune.ranges import Seed, in_range
 
 CONVOLUTIONS_AND_LINEAR = (nn.Conv2d, nn.Linear)
 
@@ -126,10 +127,9 @@ class Random(_Scores):
 
     name = "random"
 
-    def __init__(self, *, seed: int = 0) -> None:
+    @in_range("[analyses.random]")
+    def __init__(self, *, seed: Seed = 0) -> None:
         super().__init__()
-        if seed < 0:
-            raise UserError(f"[analyses.random] seed = {seed}: expected 0 or more")
         self.seed = seed
 
     def observe(self, view: LayerView) -> None:

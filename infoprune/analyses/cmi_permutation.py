@@ -4,17 +4,18 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
-from infoprune.analyses._running import require
 from infoprune.artifacts import Curve, Finding, Flag, LayerView, Measure
 from infoprune.information.entropy import SATURATION_BITS, label_entropy, label_mutual_information
 from infoprune.information.permutation import TIE_BITS, cmi_permutation
 from infoprune.information.selection import VARIANTS, Selection, packed, unpacked, width_interval
+from infoprune.ranges import KernelFactor, ProperShare, Seed, in_range
 
 
 @dataclass
@@ -59,29 +60,20 @@ class CmiPermutation:
     gives = ("importance", "widths")
     name = "cmi_permutation"
 
+    @in_range("[analyses.cmi_permutation]")
     def __init__(
         self,
         *,
         preset: Literal["corrected", "paper"] = "corrected",
-        significance: float = 0.05,
-        permutations: int = 40,
-        batches: int = 3,
-        max_filters: int = 0,
-        gamma: float = 1.0,
-        h: float = 5.0,
-        seed: int = 0,
+        significance: ProperShare = 0.05,
+        permutations: Annotated[int, Meta(ge=1, le=100_000)] = 40,
+        batches: Annotated[int, Meta(ge=1, le=1_000_000)] = 3,
+        max_filters: Annotated[int, Meta(ge=0, le=65_536)] = 0,
+        gamma: KernelFactor = 1.0,
+        h: KernelFactor = 5.0,
+        seed: Seed = 0,
     ) -> None:
         self.kernels = Kernels.of(self.name, preset, None, gamma, h)
-        require(
-            self.name,
-            [
-                ("significance", significance, 0 < significance < 1, "a level between 0 and 1"),
-                ("permutations", permutations, permutations >= 1, "1 or more"),
-                ("batches", batches, batches >= 1, "1 or more"),
-                ("max_filters", max_filters, max_filters >= 0, "0 or more"),
-                ("seed", seed, seed >= 0, "0 or more"),
-            ],
-        )
         self.preset, self.significance, self.permutations = preset, significance, permutations
         self.batches, self.max_filters, self.seed = batches, max_filters, seed
         self._layers: dict[str, _Layer] = {}

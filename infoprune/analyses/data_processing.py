@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
 from infoprune.analyses._reading import ACTIVATIONS
-from infoprune.analyses._running import require
 from infoprune.artifacts import Finding, Flag, LayerView, Measure
 from infoprune.information.entropy import SATURATION_BITS
 from infoprune.information.resampling import Interval, bootstrap_interval
+from infoprune.ranges import KernelFactor, Order, Permutations, ProperShare, Seed, in_range
 
 FIGURES = ("input", "label", "input_debiased", "label_debiased", "error", "batches")
 
@@ -72,28 +72,20 @@ class DataProcessing:
     gives = ("removable",)
     name = "data_processing"
 
+    @in_range("[analyses.data_processing]")
     def __init__(
         self,
         *,
         preset: Literal["corrected", "paper"] = "corrected",
-        alpha: float | None = None,
-        gamma: float = 1.0,
-        h: float = 5.0,
-        error_h: float = 0.1,
-        permutations: int = 10,
-        level: float = 0.95,
-        seed: int = 0,
+        alpha: Order | None = None,
+        gamma: KernelFactor = 1.0,
+        h: KernelFactor = 5.0,
+        error_h: KernelFactor = 0.1,
+        permutations: Permutations = 10,
+        level: ProperShare = 0.95,
+        seed: Seed = 0,
     ) -> None:
         self.kernels = Kernels.of(self.name, preset, alpha, gamma, h)
-        require(
-            self.name,
-            [
-                ("error_h", error_h, math.isfinite(error_h) and error_h > 0, "a positive number"),
-                ("permutations", permutations, permutations >= 0, "0 or more"),
-                ("level", level, 0 < level < 1, "a confidence level between 0 and 1"),
-                ("seed", seed, seed >= 0, "0 or more"),
-            ],
-        )
         self.errors = Kernels.of(self.name, preset, alpha, gamma, error_h)
         self.permutations, self.level, self.seed = permutations, level, seed
         self._layers: dict[str, _Layer] = {}

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import nn
 
 from infoprune.analyses._folding import NORMS, Folding
-from infoprune.analyses._running import RunningByLayer, require
+from infoprune.analyses._running import RunningByLayer
 from infoprune.artifacts import Finding, Flag, LayerView, Measure
 from infoprune.information.spectrum import frame_bounds, scattering_depth
+from infoprune.ranges import PositiveShare, ProperShare, in_range
 
 NETWORK = "network"
 """Where figures of the network as a whole stand among the measures."""
@@ -57,16 +59,11 @@ class EnergyPropagation(RunningByLayer):
     gives = ("importance", "widths")
     name = "energy_propagation"
 
-    def __init__(self, *, share: float = 0.9, keep: float = 0.99, grid: int = 16) -> None:
+    @in_range("[analyses.energy_propagation]")
+    def __init__(
+        self, *, share: ProperShare = 0.9, keep: PositiveShare = 0.99, grid: Annotated[int, Meta(ge=0, le=1_024)] = 16
+    ) -> None:
         super().__init__()
-        require(
-            self.name,
-            [
-                ("share", share, 0 < share < 1, "a share between 0 and 1"),
-                ("keep", keep, 0 < keep <= 1, "a share above 0, up to 1"),
-                ("grid", grid, grid >= 0, "0 or more"),
-            ],
-        )
         self.share, self.keep, self.grid = share, keep, grid
         self._folding = Folding()
 

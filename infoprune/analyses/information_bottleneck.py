@@ -1,16 +1,17 @@
 """Per-filter information-bottleneck score: what a filter keeps of the image against what it says about the class."""
 
-import math
 import zlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune.analyses._kernels import PRESETS, Kernels, labels_of
 from infoprune.analyses._running import RunningByLayer, require, saturated
 from infoprune.artifacts import Finding, LayerView
 from infoprune.information.scoring import FilterInformation, filter_information
+from infoprune.ranges import KernelFactor, Order, Permutations, Seed, in_range
 
 
 class InformationBottleneck(RunningByLayer):
@@ -43,18 +44,19 @@ class InformationBottleneck(RunningByLayer):
     gives = ("importance",)
     name = "information_bottleneck"
 
+    @in_range("[analyses.information_bottleneck]")
     def __init__(
         self,
         *,
         score: Literal["bottleneck", "label"] = "bottleneck",
-        beta: float = 2.0,
+        beta: Annotated[float, Meta(ge=0, le=1_000_000)] = 2.0,
         preset: Literal["corrected", "paper"] = "corrected",
-        permutations: int = 0,
-        alpha: float | None = None,
+        permutations: Permutations = 0,
+        alpha: Order | None = None,
         kernel_width: Literal["standardized", "silverman"] | None = None,
-        gamma: float = 1.0,
-        h: float = 5.0,
-        seed: int = 0,
+        gamma: KernelFactor = 1.0,
+        h: KernelFactor = 5.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         kernels = Kernels.of(self.name, preset, alpha, gamma, h)
@@ -63,10 +65,8 @@ class InformationBottleneck(RunningByLayer):
             self.name,
             [
                 ("score", score, score in ("bottleneck", "label"), "'bottleneck' or 'label'"),
-                ("beta", beta, beta >= 0 and math.isfinite(beta), "0 or more"),
-                ("permutations", permutations, permutations == 0 or permutations >= 2, "0, or 2 or more"),
+                ("permutations", permutations, permutations != 1, "0, or 2 or more"),
                 ("kernel_width", kernel_width, kernel_width in rules, "'standardized' or 'silverman'"),
-                ("seed", seed, seed >= 0, "0 or more"),
             ],
         )
         self.kernels = kernels.with_rule(kernel_width)

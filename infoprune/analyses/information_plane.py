@@ -2,17 +2,19 @@
 
 import zlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
-from infoprune.analyses._running import RunningByLayer, require, saturated
+from infoprune.analyses._running import RunningByLayer, saturated
 from infoprune.artifacts import Finding, LayerView
 from infoprune.information.decomposition import non_redundant, sample_pairs
 from infoprune.information.ensembles import pair_information
 from infoprune.information.gram import delta
+from infoprune.ranges import KernelFactor, Order, Permutations, Seed, in_range
 
 COORDINATES = {False: ("I(X;T)", "I(T;Y)"), True: ("non-redundant X", "non-redundant Y")}
 """Names of the measures that are the plane's axes: plain, and modified."""
@@ -48,21 +50,20 @@ class InformationPlane(RunningByLayer):
     gives: tuple[str, ...] = ()
     name = "information_plane"
 
+    @in_range("[analyses.information_plane]")
     def __init__(
         self,
         *,
         preset: Literal["corrected", "paper"] = "corrected",
-        alpha: float | None = None,
-        gamma: float = 1.0,
-        h: float = 5.0,
-        pairs: int = 16,
-        permutations: int = 10,
-        seed: int = 0,
+        alpha: Order | None = None,
+        gamma: KernelFactor = 1.0,
+        h: KernelFactor = 5.0,
+        pairs: Annotated[int, Meta(ge=0, le=1_000_000)] = 16,
+        permutations: Permutations = 10,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.kernels = Kernels.of(self.name, preset, alpha, gamma, h)
-        whole = (("pairs", pairs), ("permutations", permutations), ("seed", seed))
-        require(self.name, [(option, value, value >= 0, "0 or more") for option, value in whole])
         self.pairs, self.permutations, self.seed = pairs, permutations, seed
 
     def observe(self, view: LayerView) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from infoprune.analyses._folding import NORMS, Folding
 from infoprune.analyses._kernels import Kernels
-from infoprune.analyses._running import RunningByLayer, require, saturated
+from infoprune.analyses._running import RunningByLayer, saturated
 from infoprune.artifacts import Finding, Flag, LayerView, Measure
 from infoprune.information.entropy import SATURATION_BITS, saturation_margin
 from infoprune.information.spectrum import effective_rank, stable_rank
 from infoprune.information.threads import one_thread_each
+from infoprune.ranges import KernelFactor, Order, ProperShare, in_range
 
 NETWORK = "network"
 """Where figures of the network as a whole stand among the measures."""
@@ -49,18 +50,18 @@ class InformationScaling(RunningByLayer):
     gives = ("widths",)
     name = "information_scaling"
 
+    @in_range("[analyses.information_scaling]")
     def __init__(
         self,
         *,
         preset: Literal["corrected", "paper"] = "corrected",
-        alpha: float | None = None,
-        gamma: float = 1.0,
-        h: float = 5.0,
-        tolerance: float = 1e-3,
+        alpha: Order | None = None,
+        gamma: KernelFactor = 1.0,
+        h: KernelFactor = 5.0,
+        tolerance: ProperShare = 1e-3,
     ) -> None:
         super().__init__()
         self.kernels = Kernels.of(self.name, preset, alpha, gamma, h)
-        require(self.name, [("tolerance", tolerance, 0 < tolerance < 1, "a share between 0 and 1")])
         self.tolerance = tolerance
         self._folding = Folding()
         self._before: tuple[int, float] = (-1, math.nan)

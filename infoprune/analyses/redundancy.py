@@ -2,9 +2,10 @@
 
 import math
 import zlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, Preset
@@ -13,6 +14,7 @@ from infoprune.artifacts import Curve, Finding, LayerView
 from infoprune.information.decomposition import mean_per_variable, mmi_pid, non_redundant, tradeoff
 from infoprune.information.ensembles import pair_information, set_information, width_reaching
 from infoprune.information.resampling import debiased_mutual_information
+from infoprune.ranges import KernelFactor, Order, Permutations, PositiveShare, Seed, in_range
 
 SHARES = {"trade-off share": "share of I(X;{Ti,Tj})", "non-redundant share": "share of I(X;{Ti,Tj})"}
 UNITS = {**SHARES, "width": "filters"}
@@ -52,27 +54,26 @@ class Redundancy(RunningByLayer):
     gives = ("importance", "widths")
     name = "redundancy"
 
+    @in_range("[analyses.redundancy]")
     def __init__(
         self,
         *,
         preset: Literal["corrected", "paper"] = "corrected",
-        alpha: float | None = None,
-        gamma: float = 1.0,
-        h: float = 5.0,
-        share: float = 0.99,
-        partners: int = 4,
-        permutations: int = 10,
-        seed: int = 0,
+        alpha: Order | None = None,
+        gamma: KernelFactor = 1.0,
+        h: KernelFactor = 5.0,
+        share: PositiveShare = 0.99,
+        partners: Annotated[int, Meta(ge=2, le=65_536)] = 4,
+        permutations: Permutations = 10,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.kernels = Kernels.of(self.name, preset, alpha, gamma, h)
         require(
             self.name,
             [
-                ("share", share, 0 < share <= 1, "a share above 0, up to 1"),
-                ("partners", partners, partners >= 2 and partners % 2 == 0, "an even number of 2 or more"),
-                ("permutations", permutations, permutations == 0 or permutations >= 2, "0, or 2 or more"),
-                ("seed", seed, seed >= 0, "0 or more"),
+                ("partners", partners, partners % 2 == 0, "an even number"),
+                ("permutations", permutations, permutations != 1, "0, or 2 or more"),
             ],
         )
         self.preset: Preset = preset

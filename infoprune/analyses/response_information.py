@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ from infoprune.analyses._running import require
 from infoprune.artifacts import Finding, LayerView, Measure
 from infoprune.information.elimination import Elimination, backward_elimination, rises_along
 from infoprune.information.threads import one_thread_each
+from infoprune.ranges import Seed, ShareBelowOne, in_range
 
 FOLDS = 4
 """Parts of the mini-batches, one of which is left out at a time to see how much depends on it."""
@@ -97,29 +99,20 @@ class ResponseInformation:
     gives = ("importance", "widths")
     name = "response_information"
 
+    @in_range("[analyses.response_information]")
     def __init__(
         self,
         *,
         criterion: Literal["information", "error"] = "error",
-        noise: float = 0.01,
+        noise: Annotated[float, Meta(gt=0, le=1_000)] = 0.01,
         weighted: bool = False,
-        tolerance: float = 0.05,
-        positions: int = 16,
-        inputs_limit: int = 2304,
-        seed: int = 0,
+        tolerance: ShareBelowOne = 0.05,
+        positions: Annotated[int, Meta(ge=1, le=1_048_576)] = 16,
+        inputs_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 2304,
+        seed: Seed = 0,
     ) -> None:
         known = ("information", "error")
-        require(
-            self.name,
-            [
-                ("criterion", criterion, criterion in known, "'information' or 'error'"),
-                ("noise", noise, math.isfinite(noise) and noise > 0, "a positive share"),
-                ("tolerance", tolerance, 0 <= tolerance < 1, "a share of 0 or more, below 1"),
-                ("positions", positions, positions >= 1, "1 or more"),
-                ("inputs_limit", inputs_limit, inputs_limit >= 1, "1 or more"),
-                ("seed", seed, seed >= 0, "0 or more"),
-            ],
-        )
+        require(self.name, [("criterion", criterion, criterion in known, "'information' or 'error'")])
         self.criterion, self.noise, self.tolerance = criterion, noise, tolerance
         self.positions, self.inputs_limit, self.seed = positions, inputs_limit, seed
         self.needs_gradients = self.needs_labels = weighted

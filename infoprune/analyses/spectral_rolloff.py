@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from infoprune.analyses._running import RunningByLayer, require
 from infoprune.artifacts import Finding, Flag, LayerView
 from infoprune.information.spectrum import radial_bins, radial_profile, roll_off
+from infoprune.ranges import ProperShare, in_range
 
 CHUNK = 2**25
 """Pixels whose spectrum is taken at once: half a gigabyte of complex numbers."""
@@ -70,11 +71,12 @@ class SpectralRolloff(RunningByLayer):
     gives = ("importance", "widths")
     name = "spectral_rolloff"
 
+    @in_range("[analyses.spectral_rolloff]")
     def __init__(
         self,
         *,
         preset: Literal["corrected", "paper", "printed"] = "corrected",
-        kappa: float = 0.85,
+        kappa: ProperShare = 0.85,
         power: bool | None = None,
         reduce: Literal["mean", "sum"] | None = None,
         dc: bool | None = None,
@@ -87,7 +89,6 @@ class SpectralRolloff(RunningByLayer):
             self.name,
             [
                 ("preset", preset, preset in PRESETS, "'corrected', 'paper' or 'printed'"),
-                ("kappa", kappa, 0 < kappa < 1, "a share between 0 and 1"),
                 ("reduce", reduce, reduce in (None, "mean", "sum"), "'mean' or 'sum'"),
                 ("bins", bins, bins in (None, "m", "m+1"), "'m' or 'm+1'"),
                 ("normalizer", normalizer, normalizer in (None, "input", "layer"), "'input' or 'layer'"),

@@ -16,6 +16,7 @@ from infoprune.datasets._arrays import Arrays, base_folder, three_splits
 from infoprune.datasets._images import read_rgb
 from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
+from infoprune.ranges import Deviation, Seed, SetAside, Share, in_range
 from infoprune.splits import Data
 
 Layout = Literal["auto", "sheets", "torchvision"]
@@ -26,17 +27,18 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PADDING = 4  # pixels on every side, of which the random crop leaves as many as it takes (He et al., CVPR 2016)
 
 
+@in_range("[data]")
 def load(
     *,
     root: str | None = None,
     layout: Layout = "auto",
     download: bool = False,
-    validation: int = 5000,
+    validation: SetAside = 5000,
     augment: bool = True,
     policy: Policy = "none",
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    seed: int = 0,
+    mean: list[Share] | None = None,
+    std: list[Deviation] | None = None,
+    seed: Seed = 0,
 ) -> Data:
     """CIFAR-10 in three fixed splits: validation comes out of the training set in equal class shares.
 
@@ -57,8 +59,8 @@ def load(
         UserError: where the data is missing or malformed, or an option does not fit it.
     """
     mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError(f"got mean {mean} and std {std}; expected three numbers each, std above 0")
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(f"got mean {mean} and std {std}; expected three numbers each")
     read = _reader(root, layout, download)
     return three_splits(
         "cifar10",

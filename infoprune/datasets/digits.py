@@ -2,14 +2,16 @@
 
 from functools import partial
 from hashlib import sha256
+from typing import Annotated
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from infoprune.errors import UserError
+from infoprune.ranges import Seed, ShareBelowOne, in_range
 from infoprune.splits import Data
 
 # The training split's pixels at 16x16, as constants: normalisation must not move with the split or the size.
@@ -17,14 +19,15 @@ MEAN, STD = 0.306, 0.32
 VALIDATION, TEST = 270, 449  # 15 and 25 %; the test split is the larger, so that one point is more than four images
 
 
+@in_range("[data]")
 def load(
     *,
-    size: int = 16,
+    size: Annotated[int, Meta(ge=8, le=1_024)] = 16,
     augment: bool = True,
-    shift: float = 0.1,
-    rotation: float = 10.0,
-    scaling: float = 0.1,
-    seed: int = 0,
+    shift: ShareBelowOne = 0.1,
+    rotation: Annotated[float, Meta(ge=0, le=180)] = 10.0,
+    scaling: ShareBelowOne = 0.1,
+    seed: Seed = 0,
 ) -> Data:
     """The digits, enlarged by bilinear interpolation, in three fixed splits of equal class shares.
 
@@ -45,13 +48,8 @@ def load(
         seed: which images go into which split.
 
     Raises:
-        UserError: for a size below 8 or changes out of range.
+        UserError: for a number out of range.
     """
-    if size < 8 or not 0 <= shift < 1 or not 0 <= rotation <= 180 or not 0 <= scaling < 1:
-        raise UserError(
-            f"digits got size {size}, shift {shift}, rotation {rotation}, scaling {scaling}; "
-            "expected size >= 8, shift and scaling in 0..1 (1 excluded) and rotation in 0..180 degrees"
-        )
     # Imported where used: scikit-learn takes a second to import.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

@@ -2,12 +2,14 @@
 
 from infoprune.datasets._arrays import base_folder, three_splits
 from infoprune.datasets._idx import read_parts
+from infoprune.ranges import Seed, SetAside, in_range
 from infoprune.splits import Data
 
 MEAN, STD = (0.2860,), (0.3530,)
 
 
-def load(*, root: str | None = None, download: bool = False, validation: int = 5000, seed: int = 0) -> Data:
+@in_range("[data]")
+def load(*, root: str | None = None, download: bool = False, validation: SetAside = 5000, seed: Seed = 0) -> Data:
     """Fashion-MNIST in three fixed splits: validation comes out of the 60,000 training images in equal class shares.
 
     Images are stored as bytes, `1 x 28 x 28`, and reach the network as floats, (pixel / 255 - 0.2860) / 0.3530.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from infoprune.datasets._arrays import Arrays, base_folder, three_splits
 from infoprune.datasets._images import read_entry, read_rgb
 from infoprune.errors import UserError
+from infoprune.ranges import Seed, SetAside, in_range
 from infoprune.splits import Data
 
 SIDE = 64
@@ -17,7 +18,8 @@ SIDE = 64
 MEAN, STD = (0.713, 0.610, 0.514), (0.282, 0.334, 0.372)
 
 
-def load(*, root: str | None = None, validation: int = 710, seed: int = 0) -> Data:
+@in_range("[data]")
+def load(*, root: str | None = None, validation: SetAside = 710, seed: Seed = 0) -> Data:
     """Fruits-360 in three fixed splits: validation comes out of the training images in equal class shares.
 
     `train64.zip` and `test64.zip` hold one folder per class, numbered in the order of the folders' names, with

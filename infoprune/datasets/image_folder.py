@@ -3,9 +3,10 @@
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 from infoprune.datasets._images import read_rgb
 from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
+from infoprune.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
 from infoprune.splits import Data
 
 NAMES = {"train": ("train", "training"), "validation": ("val", "validation", "valid"), "test": ("test", "testing")}
@@ -21,20 +23,21 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATIOS = (3 / 4, 4 / 3)  # of width to height of a training crop (Szegedy et al., CVPR 2015)
 
 
+@in_range("[data]")
 def load(
     *,
     root: str,
-    size: int = 224,
-    resize: int | None = None,
-    validation_share: float = 0.1,
+    size: Pixels = 224,
+    resize: Annotated[int, Meta(ge=1, le=16_384)] | None = None,
+    validation_share: ProperShare = 0.1,
     augment: bool = True,
     policy: Policy = "none",
-    smallest_crop: float = 0.25,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    smallest_crop: PositiveShare = 0.25,
+    mean: list[Share] | None = None,
+    std: list[Deviation] | None = None,
     expected_by: str | None = None,
-    workers: int = 4,
-    seed: int = 0,
+    workers: Workers = 4,
+    seed: Seed = 0,
 ) -> Data:
     """Images in folders, in the layout of torchvision's `ImageFolder`; classes are numbered in the folders' order.
 
@@ -64,14 +67,11 @@ def load(
     side, interpolation = round(size * 8 / 7) if resize is None else resize, "bilinear"
     if expected_by is not None:
         size, side, interpolation, mean, std = _expected(expected_by)
-    if not 1 <= size <= side or not 0 < smallest_crop <= 1 or not 0 < validation_share < 1:
-        raise UserError(
-            f"image_folder got size {size}, resize {side}, smallest_crop {smallest_crop}, validation_share "
-            f"{validation_share}; expected 1 <= size <= resize and shares above 0, validation_share below 1"
-        )
+    if size > side:
+        raise UserError(f"[data] size = {size} is larger than resize = {side}; raise resize, or leave it out")
     mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError(f"got mean {mean} and std {std}; expected three numbers each, std above 0")
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(f"got mean {mean} and std {std}; expected three numbers each")
     folders = _folders(Path(root))
     splits: dict[str, Any] = {name: _read(folder, side, interpolation) for name, folder in folders.items()}
     _check_classes(splits, folders)

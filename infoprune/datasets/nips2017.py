@@ -20,6 +20,7 @@ from infoprune.datasets._images import read_entry, read_rgb
 from infoprune.datasets.cifar10 import IMAGENET_MEAN, IMAGENET_STD
 from infoprune.datasets.image_folder import crop_and_mirror
 from infoprune.errors import UserError
+from infoprune.ranges import PositiveShare, Seed, SetAside, in_range
 from infoprune.splits import Data
 
 Normalisation = Literal["imagenet", "symmetric"]
@@ -27,14 +28,15 @@ CLASSES, SIDE = 1000, 224
 LIMIT = 10_000  # images, 1.5 GB of pixels: more than that is no set of this kind
 
 
+@in_range("[data]")
 def load(
     *,
     root: str = "nips2017",
-    validation: int = 100,
+    validation: SetAside = 100,
     normalisation: Normalisation = "imagenet",
     augment: bool = True,
-    smallest_crop: float = 0.35,
-    seed: int = 0,
+    smallest_crop: PositiveShare = 0.35,
+    seed: Seed = 0,
 ) -> Data:
     """One half for calibration and selection (train, validation), the other (test) for the final figure alone.
 
@@ -53,8 +55,6 @@ def load(
     Raises:
         UserError: where the data is missing or malformed, or an option does not fit it.
     """
-    if not 0 < smallest_crop <= 1:
-        raise UserError(f"smallest_crop = {smallest_crop}; expected a share above 0, up to 1")
     folder = _folder(root)
     files, labels = _labels(folder / "labels.csv")
     half = len(files) // 2

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infoprune.datasets.image_folder import IMAGENET_MEAN, IMAGENET_STD, crop_and_mirror
 from infoprune.errors import RunError, UserError, did_you_mean
+from infoprune.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
 from infoprune.samples import check_samples, classes_of, fingerprint_of, set_aside
 from infoprune.splits import Data
 
@@ -18,6 +19,7 @@ from infoprune.splits import Data
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid"), "validation": ("val", "valid")}
 
 
+@in_range("[data]")
 def load(
     *,
     dataset: str,
@@ -25,16 +27,16 @@ def load(
     download: bool = False,
     arguments: dict[str, Any] | None = None,
     splits: dict[str, dict[str, Any]] | None = None,
-    size: int | None = None,
+    size: Pixels | None = None,
     mode: Literal["RGB", "L"] = "RGB",
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    mean: list[Share] | None = None,
+    std: list[Deviation] | None = None,
     augment: bool = False,
-    smallest_crop: float = 0.25,
-    validation_share: float = 0.1,
-    test_share: float = 0.2,
-    workers: int = 0,
-    seed: int = 0,
+    smallest_crop: PositiveShare = 0.25,
+    validation_share: ProperShare = 0.1,
+    test_share: ProperShare = 0.2,
+    workers: Workers = 0,
+    seed: Seed = 0,
 ) -> Data:
     """Any classification data set of `torchvision.datasets`, by its name there.
 
@@ -70,15 +72,8 @@ def load(
     channels = {"RGB": 3, "L": 1}[mode]
     mean = list(mean or (IMAGENET_MEAN if mode == "RGB" else (0.5,)))
     std = list(std or (IMAGENET_STD if mode == "RGB" else (0.5,)))
-    if len(mean) != channels or len(std) != channels or min(std) <= 0 or (size is not None and size < 1):
-        raise UserError(
-            f"got size {size}, mean {mean}, std {std}; expected size 1 or more, {channels} numbers, std > 0"
-        )
-    if not all(0 < share < 1 for share in (validation_share, test_share)) or not 0 < smallest_crop <= 1:
-        raise UserError(
-            f"got validation_share {validation_share}, test_share {test_share}, smallest_crop {smallest_crop}; "
-            "expected shares above 0 and below 1"
-        )
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(f"got mean {mean}, std {std}; expected as many numbers as the images have channels, {channels}")
     kind = _class(dataset)
     given = {"root": root, "download": download, "transform": _stored(mode, size)}
     taken = _parameters(kind)

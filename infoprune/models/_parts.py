@@ -1,4 +1,4 @@
-"""What several model families share: activations by name, and checked numbers."""
+"""What several model families share: activations by name, and checked numbers of widths."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -26,25 +26,12 @@ def widths_of(family: str, given: Sequence[int] | None, usual: Sequence[int], op
     """The given widths, or the usual ones, of which there must be as many.
 
     Raises:
-        UserError: for another number of them, or one below 1.
+        UserError: for another number of them.
     """
     widths = list(usual if given is None else given)
-    if len(widths) != len(usual) or min(widths, default=1) < 1:
-        raise UserError(
-            f"{family} got {option} {widths}; expected {len(usual)} numbers of at least 1, such as {list(usual)}"
-        )
+    if len(widths) != len(usual):
+        raise UserError(f"{family} got {option} {widths}; expected {len(usual)} numbers, such as {list(usual)}")
     return widths
-
-
-def check_least(family: str, least: int = 1, **numbers: int) -> None:
-    """Refuses numbers below the least that makes sense.
-
-    Raises:
-        UserError: naming the first of them.
-    """
-    for name, number in numbers.items():
-        if number < least:
-            raise UserError(f"{family} got {name} {number}; expected at least {least}")
 
 
 def initialise(model: nn.Module, name: str) -> None:

@@ -1,25 +1,28 @@
 """A small AlexNet for images of 64x64 (after Krizhevsky et al., NIPS 2012), as in "Understanding CNNs…", Sec. III."""
 
 from collections import OrderedDict
+from typing import Annotated
 
+from msgspec import Meta
 from torch import nn
 
-from infoprune.errors import UserError
-from infoprune.models._parts import Activation, check_least, initialise, module_of, widths_of
+from infoprune.models._parts import Activation, initialise, module_of, widths_of
+from infoprune.ranges import Channels, Classes, ShareBelowOne, Width, in_range
 
 WIDTHS, HIDDEN = (16, 32, 64, 128), (256, 128)
 KERNELS = (5, 5, 3, 3)
 
 
+@in_range("[model]")
 def build(
     *,
-    widths: list[int] | None = None,
-    hidden: list[int] | None = None,
+    widths: list[Width] | None = None,
+    hidden: list[Width] | None = None,
     activation: Activation = "relu",
-    dropout: float = 0.0,
-    classes: int = 71,
-    input_channels: int = 3,
-    size: int = 64,
+    dropout: ShareBelowOne = 0.0,
+    classes: Classes = 71,
+    input_channels: Channels = 3,
+    size: Annotated[int, Meta(ge=16, le=8_192)] = 64,
 ) -> nn.Sequential:
     """Four convolutions (5x5, 5x5, 3x3, 3x3), each with max-pooling behind it, and three linear layers; random weights.
 
@@ -42,10 +45,6 @@ def build(
     Raises:
         UserError: for another number of widths, or numbers out of range.
     """
-    check_least("alexnet", classes=classes, input_channels=input_channels)
-    check_least("alexnet", 16, size=size)
-    if not 0 <= dropout < 1:
-        raise UserError(f"alexnet got dropout {dropout}; expected a probability below 1")
     act = module_of("alexnet", activation)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = input_channels

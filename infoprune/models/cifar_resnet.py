@@ -5,12 +5,14 @@ Layer names are those of the widely used pretrained weights of github.com/akamas
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infoprune.errors import UserError
+from infoprune.ranges import Channels, Classes, Width, in_range
 
 Shortcut = Literal["pad", "projection"]
 STAGE_WIDTHS = (16, 32, 64)
@@ -114,15 +116,16 @@ class CifarResNet(nn.Module):
         return range(1, self.stages + 1)
 
 
+@in_range("[model]")
 def build(
     *,
-    depth: int = 20,
-    classes: int = 10,
-    input_channels: int = 3,
+    depth: Annotated[int, Meta(ge=4, le=2_000)] = 20,
+    classes: Classes = 10,
+    input_channels: Channels = 3,
     shortcut: Shortcut = "pad",
-    widths: list[int] | None = None,
-    blocks: list[int] | None = None,
-    inner: list[int] | None = None,
+    widths: list[Width] | None = None,
+    blocks: list[Annotated[int, Meta(ge=1, le=1_000)]] | None = None,
+    inner: list[Width] | None = None,
 ) -> CifarResNet:
     """A residual network for small images, with random weights (He initialisation, from torch's global seed).
 
@@ -142,21 +145,18 @@ def build(
         inner: filters of each block's first convolution, in the order of the forward pass; its stage's if not given.
 
     Raises:
-        UserError: for a depth that whole blocks cannot make, widths below 1, as many of them as do not fit, or widths
-            that shrink under "pad".
+        UserError: for a depth that whole blocks cannot make, numbers out of range, as many of them as do not fit, or
+            widths that shrink under "pad".
     """
     stages = tuple(widths) if widths is not None else STAGE_WIDTHS
-    if not stages or min(stages) < 1 or classes < 1 or input_channels < 1:
-        raise UserError(
-            f"cifar_resnet got widths {list(stages)}, classes {classes}, input_channels {input_channels}; "
-            "expected at least one stage and every number at least 1"
-        )
+    if not stages:
+        raise UserError("cifar_resnet got widths []; expected at least one stage")
     counts = [_blocks(depth, len(stages))] * len(stages) if blocks is None else list(blocks)
-    if len(counts) != len(stages) or min(counts) < 1:
-        raise UserError(f"cifar_resnet got blocks {counts}; expected {len(stages)}, at least 1, one per stage")
+    if len(counts) != len(stages):
+        raise UserError(f"cifar_resnet got blocks {counts}; expected {len(stages)} numbers, one per stage")
     inside = [width for width, count in zip(stages, counts, strict=True) for _ in range(count)]
-    if inner is not None and (len(inner) != len(inside) or min(inner) < 1):
-        raise UserError(f"cifar_resnet got inner {inner}; expected {len(inside)}, at least 1, one per block")
+    if inner is not None and len(inner) != len(inside):
+        raise UserError(f"cifar_resnet got inner {inner}; expected {len(inside)} numbers, one per block")
     if shortcut == "pad" and any(later < earlier for earlier, later in pairwise(stages)):
         raise UserError(f"widths {list(stages)} shrink, which zero-padding cannot do; set shortcut = 'projection'")
     model = CifarResNet(counts, classes, input_channels, shortcut, stages, inside if inner is None else inner)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.errors import UserError
+from infoprune.ranges import Channels, Classes, Pixels, Width, in_range
 
 
 class Gaussians(nn.Module):
@@ -87,14 +88,15 @@ class ConvAC(nn.Module):
         return logits
 
 
+@in_range("[model]")
 def build(
     *,
     kind: Literal["ht", "cp"] = "ht",
-    size: int = 16,
-    patch: int = 2,
-    widths: list[int] | None = None,
-    classes: int = 10,
-    input_channels: int = 1,
+    size: Pixels = 16,
+    patch: Pixels = 2,
+    widths: list[Width] | None = None,
+    classes: Classes = 10,
+    input_channels: Channels = 1,
 ) -> ConvAC:
     """A convolutional arithmetic circuit with random weights, in log-space (Sharir et al., 2017; Cohen et al., 2016).
 
@@ -117,17 +119,17 @@ def build(
     Raises:
         UserError: for sizes that do not divide, or a number of widths that does not fit them.
     """
-    places = size // patch if patch >= 1 else 0
-    if kind not in ("ht", "cp") or places < 1 or places * patch != size or classes < 1 or input_channels < 1:
+    places = size // patch
+    if kind not in ("ht", "cp") or places * patch != size:
         raise UserError(
-            f"convac got kind '{kind}', size {size}, patch {patch}, classes {classes}, input_channels "
-            f"{input_channels}; expected 'ht' or 'cp', a patch that divides the size, and numbers of at least 1"
+            f"convac got kind '{kind}', size {size}, patch {patch}; expected 'ht' or 'cp', and a patch that divides "
+            "the size"
         )
     halvings = places.bit_length() - 1
     if kind == "ht" and (2**halvings != places or halvings < 1):
         raise UserError(f"convac got {places} x {places} patches; a hierarchy needs a power of two, such as 4 x 4")
     needed = 1 + (halvings if kind == "ht" else 1)
     chosen = [16] * needed if widths is None else widths
-    if len(chosen) != needed or min(chosen) < 1:
-        raise UserError(f"convac got widths {chosen}; expected {needed} numbers of at least 1")
+    if len(chosen) != needed:
+        raise UserError(f"convac got widths {chosen}; expected {needed} numbers")
     return ConvAC(input_channels, patch, chosen, classes, kind == "cp")

@@ -1,12 +1,15 @@
 """DenseNet for small images (Huang et al., "Densely connected convolutional networks", CVPR 2017, 1608.06993)."""
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune.errors import UserError
-from infoprune.models._parts import check_least, initialise, widths_of
+from infoprune.models._parts import initialise, widths_of
+from infoprune.ranges import Channels, Classes, Width, in_range
 
 BLOCKS = 3
 
@@ -35,13 +38,14 @@ class Transition(nn.Sequential):
         self.pool = nn.AvgPool2d(2)
 
 
+@in_range("[model]")
 def build(
     *,
-    depth: int = 40,
-    growth: int = 12,
-    widths: list[int] | None = None,
-    classes: int = 10,
-    input_channels: int = 3,
+    depth: Annotated[int, Meta(ge=7, le=2_000)] = 40,
+    growth: Width = 12,
+    widths: list[Width] | None = None,
+    classes: Classes = 10,
+    input_channels: Channels = 3,
 ) -> nn.Sequential:
     """A DenseNet of three blocks without bottlenecks or compression, with random weights (He initialisation).
 
@@ -60,13 +64,12 @@ def build(
         input_channels: channels of the images.
 
     Raises:
-        UserError: for a depth that three equal blocks cannot make, another number of widths, or numbers below 1.
+        UserError: for a depth that three equal blocks cannot make, another number of widths, or numbers out of range.
     """
     layers, rest = divmod(depth - BLOCKS - 1, BLOCKS)
-    if rest or layers < 1:
-        near = BLOCKS * max(1, layers) + BLOCKS + 1
+    if rest:
+        near = BLOCKS * layers + BLOCKS + 1
         raise UserError(f"densenet got depth {depth}; expected 3n + 4, such as {near} or {near + BLOCKS}")
-    check_least("densenet", growth=growth, classes=classes, input_channels=input_channels)
     outputs = iter(widths_of(f"densenet-{depth}", widths, list(_usual(layers, growth))))
     inputs = next(outputs)
     model = nn.Sequential()

@@ -1,8 +1,12 @@
 """LeNet-5 (LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998)."""
 
+from typing import Annotated
+
+from msgspec import Meta
 from torch import Tensor, nn
 
-from infoprune.models._parts import Activation, check_least, initialise, module_of, widths_of
+from infoprune.models._parts import Activation, initialise, module_of, widths_of
+from infoprune.ranges import Channels, Classes, Width, in_range
 
 WIDTHS, HIDDEN = (6, 16), (120, 84)
 
@@ -38,14 +42,15 @@ class LeNet(nn.Module):
         return logits
 
 
+@in_range("[model]")
 def build(
     *,
-    widths: list[int] | None = None,
-    hidden: list[int] | None = None,
+    widths: list[Width] | None = None,
+    hidden: list[Width] | None = None,
     activation: Activation = "relu",
-    classes: int = 10,
-    input_channels: int = 1,
-    size: int = 28,
+    classes: Classes = 10,
+    input_channels: Channels = 1,
+    size: Annotated[int, Meta(ge=12, le=8_192)] = 28,
 ) -> LeNet:
     """A LeNet-5 with random weights; its first convolution is padded, so that 28x28 images need no border.
 
@@ -64,14 +69,11 @@ def build(
         size: height and width of the images, at least 12.
 
     Raises:
-        UserError: for another number of widths, or numbers that are too small.
+        UserError: for another number of widths, or numbers out of range.
     """
-    check_least("lenet", classes=classes, input_channels=input_channels)
-    check_least("lenet", 12, size=size)
-    between = list(HIDDEN if hidden is None else hidden)
     model = LeNet(
         widths_of("lenet", widths, WIDTHS),
-        widths_of("lenet", between, between, "hidden"),
+        list(HIDDEN if hidden is None else hidden),
         module_of("lenet", activation),
         input_channels,
         size,

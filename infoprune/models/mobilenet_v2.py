@@ -4,14 +4,16 @@ Layer names are those of torchvision, so that its published weights fit too.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.models import mobilenetv2
 
 from infoprune.errors import UserError
+from infoprune.ranges import Classes, ShareBelowOne, Width, in_range
 
 Padding = Literal["torch", "same"]
 STAGE_WIDTHS = (16, 24, 32, 64, 96, 160, 320)
@@ -46,15 +48,16 @@ class MobileNetV2(mobilenetv2.MobileNetV2):  # type: ignore[misc]  # torchvision
         return {f"{known[layer]}.{kind}": tensors[name] for name, (layer, _, kind) in split.items()}
 
 
+@in_range("[model]")
 def build(
     *,
-    classes: int = 1000,
-    width_multiplier: float = 1.0,
-    widths: list[int] | None = None,
+    classes: Classes = 1000,
+    width_multiplier: Annotated[float, Meta(gt=0, le=100)] = 1.0,
+    widths: list[Width] | None = None,
     small_images: bool = False,
     folded: bool = False,
     padding: Padding = "torch",
-    dropout: float = 0.2,
+    dropout: ShareBelowOne = 0.2,
 ) -> MobileNetV2:
     """A MobileNetV2 with random weights: inverted residual blocks with linear bottlenecks.
 
@@ -79,13 +82,8 @@ def build(
         UserError: for a number of widths other than seven, or numbers out of range.
     """
     stages = list(STAGE_WIDTHS if widths is None else widths)
-    if len(stages) != len(STAGE_WIDTHS) or min(stages) < 1:
-        raise UserError(f"mobilenet_v2 got widths {stages}; expected {len(STAGE_WIDTHS)} numbers of at least 1")
-    if classes < 1 or not width_multiplier > 0 or not 0 <= dropout < 1:
-        raise UserError(
-            f"mobilenet_v2 got classes {classes}, width_multiplier {width_multiplier}, dropout {dropout}; expected "
-            "classes >= 1, width_multiplier above 0 and dropout in 0..1 (1 excluded)"
-        )
+    if len(stages) != len(STAGE_WIDTHS):
+        raise UserError(f"mobilenet_v2 got widths {stages}; expected {len(STAGE_WIDTHS)} numbers")
     rows = zip(stages, BLOCKS, STRIDES, strict=True)
     settings = [[6 if stage else 1, width, count, stride] for stage, (width, count, stride) in enumerate(rows)]
     if small_images:

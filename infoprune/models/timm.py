@@ -6,10 +6,12 @@ from urllib.error import URLError
 from torch import nn
 
 from infoprune.errors import RunError, UserError, did_you_mean
+from infoprune.ranges import Channels, Classes, in_range
 
 
+@in_range("[model]")
 def build(
-    *, architecture: str, pretrained: bool = False, classes: int | None = None, input_channels: int = 3
+    *, architecture: str, pretrained: bool = False, classes: Classes | None = None, input_channels: Channels = 3
 ) -> nn.Module:
     """A network of timm.
 
@@ -23,15 +25,13 @@ def build(
         input_channels: channels of the images.
 
     Raises:
-        UserError: where timm is not installed, for an unknown architecture, or fewer than one class or channel.
+        UserError: where timm is not installed, for an unknown architecture, or numbers out of range.
         RunError: where the weights cannot be downloaded.
     """
     try:
         import timm
     except ModuleNotFoundError as missing:
         raise UserError("networks of timm need the package timm: pip install timm") from missing
-    if (classes is not None and classes < 1) or input_channels < 1:
-        raise UserError(f"got classes {classes}, input_channels {input_channels}; expected at least 1 of each")
     known = timm.list_models()
     if architecture.split(".")[0] not in known:
         raise UserError(f"timm has no network '{architecture}'{did_you_mean(architecture, known)}")

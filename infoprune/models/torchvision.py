@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from infoprune.errors import RunError, UserError, did_you_mean
+from infoprune.ranges import Classes, in_range
 
 # Their training mode returns extra logits of auxiliary heads, which serve training from scratch only.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
 FILES = (".pth", ".pt", ".th")
 
 
-def build(*, architecture: str, pretrained: str | None = None, classes: int | None = None) -> nn.Module:
+@in_range("[model]")
+def build(*, architecture: str, pretrained: str | None = None, classes: Classes | None = None) -> nn.Module:
     """A classification or segmentation network of torchvision, by its name there; auxiliary heads are left off.
 
     Segmentation networks put out a dictionary, as torchvision's do, with `samples x classes x height x width` in "out".
@@ -34,7 +36,8 @@ def build(*, architecture: str, pretrained: str | None = None, classes: int | No
             untrained last layer.
 
     Raises:
-        UserError: for an unknown architecture, unknown weights or weights that do not fit, or fewer than one class.
+        UserError: for an unknown architecture, unknown weights or weights that do not fit, or a number of classes out
+            of range.
         RunError: where the weights cannot be downloaded.
     """
     from torchvision import models
@@ -46,8 +49,6 @@ def build(*, architecture: str, pretrained: str | None = None, classes: int | No
             f"torchvision has no classification or segmentation network '{architecture}'"
             f"{did_you_mean(architecture, known)}"
         )
-    if classes is not None and classes < 1:
-        raise UserError(f"got classes {classes}; expected at least 1")
     options: dict[str, Any] = {"aux_logits": False} if architecture in AUXILIARY_HEADS else {}
     if pretrained is not None and not pretrained.endswith(FILES):
         network, outputs = _with_weights(architecture, pretrained, options)

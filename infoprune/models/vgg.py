@@ -1,19 +1,27 @@
 """VGG for small images: the convolutions of Simonyan and Zisserman (1409.1556) with batch norm and one linear layer."""
 
 from collections import OrderedDict
+from typing import Annotated
 
+from msgspec import Meta
 from torch import nn
 
 from infoprune.errors import UserError
-from infoprune.models._parts import check_least, initialise, widths_of
+from infoprune.models._parts import initialise, widths_of
+from infoprune.ranges import Channels, Classes, Width, in_range
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions per stage, by the published number of weighted layers."""
 
 
+@in_range("[model]")
 def build(
-    *, depth: int = 16, widths: list[int] | None = None, classes: int = 10, input_channels: int = 3
+    *,
+    depth: Annotated[int, Meta(ge=11, le=19)] = 16,
+    widths: list[Width] | None = None,
+    classes: Classes = 10,
+    input_channels: Channels = 3,
 ) -> nn.Sequential:
     """A VGG with batch norm for 32x32 images and up, with random weights (He initialisation).
 
@@ -31,11 +39,10 @@ def build(
         input_channels: channels of the images.
 
     Raises:
-        UserError: for an unknown depth, another number of widths, or numbers below 1.
+        UserError: for an unknown depth, another number of widths, or numbers out of range.
     """
     if depth not in STAGES:
         raise UserError(f"vgg got depth {depth}; expected {', '.join(map(str, STAGES))}")
-    check_least("vgg", classes=classes, input_channels=input_channels)
     usual = [width for width, count in zip(STAGE_WIDTHS, STAGES[depth], strict=True) for _ in range(count)]
     outputs = iter(widths_of(f"vgg-{depth}", widths, usual))
     layers: OrderedDict[str, nn.Module] = OrderedDict()

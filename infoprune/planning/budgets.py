@@ -103,12 +103,11 @@ def budget_of(
         predict: milliseconds of a forward pass at given widths; needed for a latency.
 
     Raises:
-        UserError: for a number out of range, or a latency without a prediction.
+        UserError: for a latency without a prediction.
     """
     if macs is parameters is bytes is latency is latency_ms is None:
         macs = 0.5
     limits = []
-    check_amounts(macs=macs, parameters=parameters, bytes=bytes, latency=latency, latency_ms=latency_ms)
     for option, asked in (("macs", macs), ("parameters", parameters), ("bytes", bytes)):
         if asked is not None:
             total = getattr(graph.unpruned, option)
@@ -125,20 +124,6 @@ def budget_of(
                 Limit(option, asked, asked if option == "latency_ms" else asked * total, total, predict, "ms")
             )
     return Budget(limits)
-
-
-def check_amounts(*, latency: float | None, latency_ms: float | None, **amounts: float | None) -> None:
-    """Raises UserError for a budget that is none."""
-    for option, asked in amounts.items():
-        if asked is not None and not asked > 0:
-            raise UserError(
-                f"[plan] {option} = {asked}: expected a share of the unpruned model's {_unit(option)} (0..1], or a "
-                f"number of {_unit(option)}"
-            )
-    if latency is not None and not 0 < latency <= 1:
-        raise UserError(f"[plan] latency = {latency}: expected a share of the unpruned model's time (0..1]")
-    if latency_ms is not None and not latency_ms > 0:
-        raise UserError(f"[plan] latency_ms = {latency_ms}: expected milliseconds above 0")
 
 
 def _unit(option: str) -> str:

@@ -19,9 +19,6 @@ class Constraints:
         min_share: least share of a group's channels, 0..1.
         protect: patterns (`layer1.*`) of groups or layers that stay whole.
         only: patterns of the groups or layers that may be cut; empty for all.
-
-    Raises:
-        UserError: for a number out of range.
     """
 
     round_to: int = 1
@@ -29,15 +26,6 @@ class Constraints:
     min_share: float = 0.05
     protect: Sequence[str] = ()
     only: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name, value, fine in (
-            ("round_to", self.round_to, self.round_to >= 1),
-            ("min_width", self.min_width, self.min_width >= 1),
-            ("min_share", self.min_share, 0 <= self.min_share <= 1),
-        ):
-            if not fine:
-                raise UserError(f"[plan] {name} = {value}: expected {'0..1' if name == 'min_share' else 'at least 1'}")
 
     def step(self, group: ChannelGroup) -> int:
         """Widths go in steps that keep both the rounding and the equal parts of grouped layers."""

@@ -1,16 +1,19 @@
 """Which channels of a group stay longest: from scores of layers to one score per channel."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding
 from infoprune.errors import UserError, did_you_mean
+from infoprune.ranges import in_range
 
 Reduce = Literal["mean", "max", "sum"]
 Scale = Literal["standardized", "ranks", "values"]
+SignalWeight = Annotated[float, Meta(ge=0, le=1_000_000)]
 # In place of an analysis: whichever of the rankings in [choose] keeps most accuracy on validation data.
 BEST = "best"
 
@@ -98,7 +101,7 @@ class Ranking:
         scale: what scores are brought to before they are joined.
 
     Raises:
-        UserError: for an analysis that did not run or gives no importance, or a weight below 0.
+        UserError: for an analysis that did not run or gives no importance.
     """
 
     def __init__(
@@ -110,8 +113,6 @@ class Ranking:
         reduce: Reduce = "mean",
         scale: Scale = "standardized",
     ) -> None:
-        if not weight >= 0:
-            raise UserError(f"[plan] redundancy_weight = {weight}: expected 0 or more")
         main = [rank_by] if isinstance(rank_by, str) else list(rank_by)
         if not main:
             raise UserError("[plan] rank_by is empty; name at least one analysis")
@@ -159,12 +160,13 @@ class Ranking:
         return joined + self.weight * torch.stack([to_scale(row) for row in more]).mean(0) if more else joined
 
 
+@in_range("[plan]")
 def rank(
     findings: Sequence[Finding],
     graph: ChannelGraph,
     rank_by: str | Sequence[str] = "response_information",
     redundancy_by: Sequence[str] = (),
-    redundancy_weight: float = 0.5,
+    redundancy_weight: SignalWeight = 0.5,
     reduce: Reduce = "mean",
     scale: Scale = "standardized",
 ) -> dict[str, Tensor]:
@@ -189,7 +191,7 @@ def rank(
         Per group a score per channel (`width`); the larger, the longer it stays.
 
     Raises:
-        UserError: for an analysis that did not run or gives no usable score, or a weight below 0.
+        UserError: for an analysis that did not run or gives no usable score, or a weight out of range.
     """
     ranking = Ranking(findings, rank_by, redundancy_by, redundancy_weight, reduce, scale)
     return ranking.of(group for group in graph.groups if not group.refusal)

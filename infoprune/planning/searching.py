@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from infoprune.artifacts import Finding
 from infoprune.errors import UserError, did_you_mean
+from infoprune.ranges import Points, ProperShare, in_range
 
 BudgetName = Literal["macs", "parameters", "bytes", "latency"]
 # Whose removable blocks are tried wherever it ran, unless the recipe says otherwise.
@@ -29,16 +32,17 @@ class Found:
     tried: Mapping[str, float]
 
 
+@in_range("[search]")
 def search(
     attempt: Callable[[float], float],
     base: float,
     known: Mapping[str, float] | None = None,
     remember: Remember | None = None,
     *,
-    max_loss: float | None = None,
+    max_loss: Points | None = None,
     budget: BudgetName = "macs",
-    least: float = 0.1,
-    tolerance: float = 0.02,
+    least: ProperShare = 0.1,
+    tolerance: Annotated[float, Meta(ge=0.0001, lt=1)] = 0.02,
 ) -> Found:
     """Halves the range of budgets until it is as narrow as `tolerance`, measuring each.
 
@@ -62,7 +66,6 @@ def search(
     """
     if max_loss is None:
         raise UserError("[search] max_loss is missing: expected points of accuracy, 0 or more, such as 1.0")
-    check_search(max_loss=max_loss, budget=budget, least=least, tolerance=tolerance)
     tried = dict(known or {})
 
     def holds(share: float) -> bool:
@@ -80,14 +83,6 @@ def search(
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return Found(high, tried.get(f"{high:.6g}", base), tried)
-
-
-def check_search(*, max_loss: float | None, budget: BudgetName, least: float, tolerance: float) -> None:
-    """Raises UserError for options of `search` that are out of range."""
-    if max_loss is not None and not max_loss >= 0:
-        raise UserError(f"[search] max_loss = {max_loss}: expected points of accuracy, 0 or more, such as 1.0")
-    if not 0 < least < 1 or not 0 < tolerance < 1:
-        raise UserError(f"[search] least = {least}, tolerance = {tolerance}: expected shares between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -149,6 +144,7 @@ class Blocks:
     tried: Mapping[str, float]
 
 
+@in_range("[depth]")
 def choose_blocks(
     findings: Sequence[Finding],
     attempt: Callable[[tuple[str, ...]], float],
@@ -157,7 +153,7 @@ def choose_blocks(
     remember: Remember | None = None,
     *,
     depth_by: list[str] | None = None,
-    max_loss: float = 0.5,
+    max_loss: Points = 0.5,
     remove: Sequence[str] = (),
 ) -> Blocks:
     """Removes the blocks that analyses name, each confirmed on validation data after repair.
@@ -176,9 +172,8 @@ def choose_blocks(
         remove: blocks to remove without asking.
 
     Raises:
-        UserError: for an analysis that did not run, or a loss below 0.
+        UserError: for an analysis that did not run, or a loss out of range.
     """
-    check_blocks(max_loss=max_loss)
     named = {finding.analysis: finding for finding in findings}
     for name in depth_by or ():
         if name not in named:
@@ -205,9 +200,3 @@ def choose_blocks(
         if harmless((*chosen, block)):
             chosen = (*chosen, block)
     return Blocks(chosen, tried)
-
-
-def check_blocks(*, max_loss: float, **_: object) -> None:
-    """Raises UserError for options of `choose_blocks` that are out of range."""
-    if not max_loss >= 0:
-        raise UserError(f"[depth] max_loss = {max_loss}: expected points of accuracy, 0 or more")

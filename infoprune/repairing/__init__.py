@@ -1,14 +1,16 @@
 """Brings accuracy back after pruning without labels and without training."""
 
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune.artifacts import ChannelGraph
 from infoprune.errors import UserError
 from infoprune.modes import mode_kept
+from infoprune.ranges import LearningRate, Mebibytes, Positions, Seed, Steps, in_range
 from infoprune.repairing.compensating import POSITIONS, Repair, Scope, check_finite, compensate, first_images
 from infoprune.repairing.lockstep import NORMS, Batches
 from infoprune.repairing.matching import match_predictions
@@ -17,6 +19,7 @@ from infoprune.repairing.reconstructing import reconstruct
 Method = Literal["reconstruct", "compensate", "batch_norm", "none"]
 
 
+@in_range("[repair]")
 def repair(
     pruned: nn.Module,
     teacher: nn.Module,
@@ -28,16 +31,16 @@ def repair(
     *,
     method: Method = "compensate",
     scope: Scope = "all",
-    ridge: float | None = None,
-    positions: int = POSITIONS,
-    cache_mb: int = 2048,
-    inputs_limit: int = 8192,
-    steps: int = 200,
-    learning_rate: float = 1e-3,
-    match: int = 0,
-    match_steps: int = 100,
-    match_rate: float = 2e-5,
-    seed: int = 0,
+    ridge: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None,
+    positions: Positions = POSITIONS,
+    cache_mb: Mebibytes = 2048,
+    inputs_limit: Annotated[int, Meta(ge=0, le=1_000_000)] = 8192,
+    steps: Steps = 200,
+    learning_rate: LearningRate = 1e-3,
+    match: Annotated[int, Meta(ge=0, le=10_000)] = 0,
+    match_steps: Steps = 100,
+    match_rate: LearningRate = 2e-5,
+    seed: Seed = 0,
 ) -> Repair:
     """Repairs a pruned network in place from calibration images without labels.
 
@@ -73,11 +76,8 @@ def repair(
         UserError: for no batches, NaN or infinite activations, options out of range, or networks that do not fit
             `graph` and `kept`.
     """
-    numbers = {"positions": positions, "cache_mb": cache_mb, "inputs_limit": inputs_limit, "steps": steps}
-    numbers |= {"match": match, "match_steps": match_steps}
-    check_options(
-        method=method, scope=scope, ridge=ridge, **numbers, learning_rate=learning_rate, match_rate=match_rate
-    )
+    if method not in get_args(Method):
+        raise UserError(f"[repair] method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
     more = [*batches, *views] if match or method == "reconstruct" else []
     models, done = (pruned, teacher, graph, kept), Repair()
     if method in ("compensate", "reconstruct"):
@@ -93,17 +93,6 @@ def repair(
         how: dict[str, Any] = {"blocks": match, "steps": match_steps, "learning_rate": match_rate}
         done += match_predictions(*models, more, on_step, cache_mb=cache_mb, seed=seed, **how)
     return done
-
-
-def check_options(*, method: Method, ridge: float | None, scope: Scope, **numbers: float) -> None:
-    """Raises UserError for options of `repair` that are out of range."""
-    for name, value in numbers.items():
-        if not value >= 0:
-            raise UserError(f"[repair] {name} is {value}; expected 0 or more")
-    if ridge is not None and not ridge > 0:
-        raise UserError(f"[repair] ridge is {ridge}; expected a number above 0, or leave it out to have it chosen")
-    if method not in get_args(Method):
-        raise UserError(f"[repair] method is '{method}'; expected 'reconstruct', 'compensate', 'batch_norm' or 'none'")
 
 
 def recalibrate(model: nn.Module, batches: Batches, on_step: Callable[[int, int], None] | None = None) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from infoprune.artifacts import ChannelGraph, ChannelGroup
 from infoprune.errors import UserError
 from infoprune.modes import evaluating
+from infoprune.ranges import Mebibytes, Positions, ProperShare, in_range
 from infoprune.repairing.compensating import HELD_OUT, LAYERS, POSITIONS, absorb, as_map, first_images, gather
 from infoprune.repairing.lockstep import Batches, Site, Values, Walker, copied, find_sites, size_of
 from infoprune.repairing.ridge import STRENGTHS, Capture, Moments, fit
@@ -59,6 +60,7 @@ def measure_sensitivity(
     return measure_sensitivities(model, graph, {"": scores}, batches, on_step, **options)[""]
 
 
+@in_range("[sensitivity]")
 def measure_sensitivities(
     model: nn.Module,
     graph: ChannelGraph,
@@ -66,9 +68,9 @@ def measure_sensitivities(
     batches: Batches,
     on_step: Callable[[int, int], None] | None = None,
     *,
-    shares: Sequence[float] = SHARES,
-    positions: int = POSITIONS,
-    cache_mb: int = 2048,
+    shares: Sequence[ProperShare] = SHARES,
+    positions: Positions = POSITIONS,
+    cache_mb: Mebibytes = 2048,
 ) -> dict[str, Table]:
     """Loss of each group at each of several widths: it alone is cut, and its consumers are refitted in closed form.
 
@@ -98,7 +100,7 @@ def measure_sensitivities(
     Raises:
         UserError: for a model that torch.fx cannot trace, no batches, or shares out of range.
     """
-    check_options(shares=shares, positions=positions, cache_mb=cache_mb)
+    check_options(shares=shares)
     probe = _Probe(shorten(copy.deepcopy(model), graph.removed), batches, cache_mb << 20)
     groups = [group for group in graph.groups if not group.refusal]
     groups = [group for group in groups if any(group.name in scores for scores in rankings.values())]
@@ -115,12 +117,10 @@ def measure_sensitivities(
     }
 
 
-def check_options(*, shares: Sequence[float], positions: int, cache_mb: int) -> None:
-    """Raises UserError for options of `measure_sensitivities` that are out of range."""
-    if not shares or not all(0 < share < 1 for share in shares):
-        raise UserError(f"[sensitivity] shares are {list(shares)}; expected numbers above 0 and below 1")
-    if positions < 0 or cache_mb < 0:
-        raise UserError(f"[sensitivity] positions = {positions}, cache_mb = {cache_mb}; expected 0 or more")
+def check_options(*, shares: Sequence[float], **_: object) -> None:
+    """Raises UserError where `measure_sensitivities` would have no width to try."""
+    if not shares:
+        raise UserError("[sensitivity] shares = []: expected at least one number above 0 and below 1")
 
 
 class _Probe:

@@ -1,19 +1,25 @@
 """Trains: one loop for fine-tuning a pruned network and for training one from scratch."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune import distributed
 from infoprune.artifacts import EpochRecord
 from infoprune.modes import mode_kept
+from infoprune.ranges import Epochs, LearningRate, Seed, Share, in_range
 from infoprune.training.descent import Keep, Optimizer, Options, Precision, Schedule, rate_factor
 from infoprune.training.epochs import Training
 from infoprune.training.measuring import Loader, Progress, device_of, evaluate
 
 __all__ = ["Resume", "check_options", "evaluate", "finetune", "rate_factor"]
+
+
+# α of a beta distribution, of which mixing draws.
+Mixing = Annotated[float, Meta(ge=0, le=1_000)]
 
 
 class Resume(Protocol):
@@ -26,6 +32,7 @@ class Resume(Protocol):
         """Replaces what was saved before, whole or not at all."""
 
 
+@in_range("[finetune]")
 def finetune(
     model: nn.Module,
     batches: Loader,
@@ -34,31 +41,31 @@ def finetune(
     on_step: Progress | None = None,
     resume: Resume | None = None,
     *,
-    epochs: int = 30,
+    epochs: Epochs = 30,
     optimizer: Optimizer = "sgd",
-    learning_rate: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    learning_rate: LearningRate | None = None,
+    momentum: Annotated[float, Meta(ge=0, le=0.999)] = 0.9,
+    weight_decay: Annotated[float, Meta(ge=0, le=100)] = 5e-4,
     schedule: Schedule = "cosine",
-    warmup: float = 0.1,
-    label_smoothing: float = 0.0,
-    distillation: float = 0.0,
-    temperature: float = 4.0,
-    feature_distillation: float = 0.0,
+    warmup: Share = 0.1,
+    label_smoothing: Share = 0.0,
+    distillation: Share = 0.0,
+    temperature: Annotated[float, Meta(ge=0.01, le=10_000)] = 4.0,
+    feature_distillation: Annotated[float, Meta(ge=0, le=10**9)] = 0.0,
     feature_layers: list[str] | None = None,
     loss: str | None = None,
     metric: str | None = None,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    erasing: float = 0.0,
-    gradient_clip: float = 0.0,
-    accumulation: int = 1,
-    ema: float = 0.0,
+    mixup: Mixing = 0.0,
+    cutmix: Mixing = 0.0,
+    erasing: Share = 0.0,
+    gradient_clip: Annotated[float, Meta(ge=0, le=10**9)] = 0.0,
+    accumulation: Annotated[int, Meta(ge=1, le=1_000_000)] = 1,
+    ema: Annotated[float, Meta(ge=0, le=0.999999)] = 0.0,
     precision: Precision = "auto",
     channels_last: bool | None = None,
-    patience: int = 0,
+    patience: Epochs = 0,
     keep: Keep = "last",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> list[EpochRecord]:
     """Trains a model in place, one epoch per iteration over `batches`, and returns one record per epoch.
 
@@ -130,9 +137,9 @@ def _go_on(training: Training, resume: Resume | None, options: Options, on_step:
 
 
 def check_options(**options: Any) -> None:
-    """Refuses what `finetune` would refuse of its options, before anything is loaded.
+    """Refuses what `finetune` would refuse of its options together, before anything is loaded.
 
     Raises:
-        UserError: for a value out of range, or a loss or metric that cannot be found.
+        UserError: for options that exclude each other, or a loss or metric that cannot be found.
     """
     Options.among({"seed": 0, **options, "feature_layers": options.get("feature_layers") or ()})

@@ -15,33 +15,14 @@ Schedule = Literal["cosine", "one_cycle"]
 Keep = Literal["last", "best"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 USUAL_RATE = {"sgd": 0.05, "adamw": 0.001}
-LARGEST = 1e12
-RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (0, LARGEST),
-    "learning_rate": (0, LARGEST),
-    "momentum": (0, 0.999),
-    "weight_decay": (0, LARGEST),
-    "warmup": (0, 1),
-    "label_smoothing": (0, 1),
-    "distillation": (0, 1),
-    "temperature": (0.01, LARGEST),
-    "feature_distillation": (0, LARGEST),
-    "mixup": (0, LARGEST),
-    "cutmix": (0, LARGEST),
-    "erasing": (0, 1),
-    "gradient_clip": (0, LARGEST),
-    "accumulation": (1, LARGEST),
-    "ema": (0, 0.999999),
-    "patience": (0, LARGEST),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keyword arguments of `finetune`, where each is described; refuses what is out of range when made.
+    """The keyword arguments of `finetune`, where each is described; refuses what cannot go together when made.
 
     Raises:
-        UserError: for a value out of range, options that exclude each other, or a function that cannot be found.
+        UserError: for options that exclude each other, or a function that cannot be found.
     """
 
     epochs: int
@@ -71,11 +52,6 @@ class Options:
     seed: int
 
     def __post_init__(self) -> None:
-        for name, (lowest, highest) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= highest:
-                expected = f"{lowest:g} or more" if highest == LARGEST else f"{lowest:g} to {highest:g}"
-                raise UserError(f"{name} = {value} is out of range; expected {expected}")
         if self.loss is not None and (self.label_smoothing or self.mixup or self.cutmix):
             raise UserError(
                 f"loss = '{self.loss}' is given class indices, which label_smoothing, mixup and cutmix would blur; "
