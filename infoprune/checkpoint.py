@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from infoprune import __version__, registry, store
 from infoprune.artifacts import ModelReference, Plan
 from infoprune.errors import RunError, UserError, told
+from infoprune.fingerprints import depth_of, fingerprints_of
 from infoprune.loaders import from_loaders
 from infoprune.pruning import prune
 from infoprune.recipe import bind
@@ -20,6 +22,8 @@ from infoprune.splits import Data
 
 FORMAT = 1
 KEY = "infoprune"
+# Options of our data sets that say where they lie and how they are read.
+PLACING = ("root", "download", "workers", "fingerprint")
 
 
 def build(reference: ModelReference, weights: str | Path | None = None, folder: Path | None = None) -> nn.Module:
@@ -68,13 +72,24 @@ def load_data(name: str, options: Mapping[str, Any] | None = None) -> Data:
     Args:
         name: a data set of ours, or the user's own function, which returns `infoprune.splits.Data`, a `DataLoader`, or
             a dictionary of them (`infoprune.loaders.from_loaders` says how they are split).
-        options: its keyword arguments.
+        options: its keyword arguments; for a function of the user's own also `fingerprint`, "files" or "content".
+
+    Returns:
+        The data, with a fingerprint that is also of the options.
 
     Raises:
         UserError: for an unknown name or option, or data that cannot be found.
     """
-    data = _make("datasets", name, options or {})
-    return data if isinstance(data, Data) else from_loaders(data, name)
+    load, said = registry.find("datasets", name), options or {}
+    depth, given = depth_of(load, said) if ":" in name else ("files", bind(load, said, "data"))
+    made = _make("datasets", name, given)
+    data = made if isinstance(made, Data) else from_loaders(made, name, depth)
+    known = {"content": data.fingerprint} if isinstance(data.fingerprint, str) else dict(data.fingerprint)
+    if data is made and depth == "content":
+        known |= fingerprints_of({"train": data.train, "validation": data.validation, "test": data.test}, name, depth)
+    # A user's own function may mean anything by its options.
+    counted = sorted(key for key in given if ":" in name or key not in PLACING)
+    return replace(data, fingerprint={f"options.{key}": repr(given[key]) for key in counted} | known)
 
 
 def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:
@@ -92,9 +107,8 @@ def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:
     except (UserError, RunError):
         raise
     except Exception as error:  # whatever code of a user's own, or torch with such arguments, raises
-        raise UserError(
-            f"[{table}] '{name}' fails with {dict(arguments)}: {told(error)}; mend the arguments or the code"
-        ) from error
+        given = f" with {dict(arguments)}" if ":" in name else ""  # of ours, that would be the table of all options
+        raise UserError(f"[{table}] '{name}' fails{given}: {told(error)}; fix the arguments or the code") from error
 
 
 def locate(name: str | Path, folder: Path | None = None) -> Path | None:

@@ -16,7 +16,8 @@ from torch.utils.data import (
 )
 
 from infoprune.errors import UserError
-from infoprune.samples import Collate, check_samples, classes_of, fingerprint_of, set_aside
+from infoprune.fingerprints import Depth, fingerprints_of
+from infoprune.samples import Collate, check_samples, classes_of, length_of, set_aside
 from infoprune.splits import Data
 
 # Of one loader for everything, and of the training samples where no validation loader is given.
@@ -24,7 +25,7 @@ TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 NAMES = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
 
 
-def from_loaders(given: Any, name: str) -> Data:
+def from_loaders(given: Any, name: str, depth: Depth = "files") -> Data:
     """Data from one `DataLoader`, or from a dictionary of them: "train", "test" and, if there is one, "validation".
 
     Their data sets, collate function and workers are used; batch sizes, order and device are the recipe's. Without a
@@ -34,6 +35,7 @@ def from_loaders(given: Any, name: str) -> Data:
     Args:
         given: what a user's function returned.
         name: the function's, for messages and the report.
+        depth: how much of the data its fingerprint is of; `infoprune.fingerprints` says what.
 
     Raises:
         UserError: for anything but such loaders, with what to change.
@@ -62,7 +64,7 @@ def from_loaders(given: Any, name: str) -> Data:
         test=splits["test"],
         classes=classes,
         prepare=Tensor.float,
-        fingerprint=fingerprint_of([splits["train"], splits["validation"], splits["test"]], name),
+        fingerprint=fingerprints_of(splits, name, depth),
         workers=next(iter(loaders.values())).num_workers,
         collate=collate,
     )
@@ -99,6 +101,8 @@ def _samples(loader: DataLoader[Any], name: str) -> Any:
             f"'{name}' streams (an IterableDataset), so it has no fixed samples; give a data set with __getitem__ "
             "and __len__"
         )
+    if length_of(loader.dataset) is None:
+        raise UserError(f"'{name}' does not say how many samples it has; give its data set a method __len__")
     if isinstance(sampler, SubsetRandomSampler):
         return Subset(loader.dataset, sorted(sampler.indices))
     plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)

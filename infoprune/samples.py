@@ -1,9 +1,9 @@
 """What can be told of somebody's data set: its classes, its content, its labels, and a part of it set aside."""
 
+import operator
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from infoprune.errors import UserError
 
 Collate = Callable[[list[Any]], Any]
-PROBED = 16  # samples whose bytes stand for those of a whole split
+LABELS = ("targets", "labels", "_labels")  # where data sets have all labels at hand, as torchvision's do
+MOST_CLASSES = 1_000_000
 
 
 def labels_of(dataset: Any) -> Tensor | None:
-    """All labels, `samples`, where a data set has them at hand: `targets` or `labels`, as torchvision's do.
+    """All labels, `samples`, where a data set has them at hand, under a name in `LABELS`.
 
     >>> labels_of(Subset(TensorDataset(torch.zeros(3, 1), torch.tensor([4, 5, 6])), [2, 0]))
     tensor([6, 4])
@@ -28,9 +29,9 @@ def labels_of(dataset: Any) -> Tensor | None:
         return None if labels is None else labels[torch.as_tensor(list(dataset.indices), dtype=torch.long)]
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1] if len(dataset.tensors) == 2 else None
-    for name in ("targets", "labels", "_labels"):
+    for name in LABELS:
         labels = getattr(dataset, name, None)
-        if labels is not None and len(labels) == len(dataset):
+        if labels is not None and length_of(labels) == length_of(dataset) is not None:
             try:
                 known = torch.as_tensor(np.asarray(labels))
             except (TypeError, ValueError):  # words, or several per sample
@@ -40,25 +41,56 @@ def labels_of(dataset: Any) -> Tensor | None:
     return None
 
 
+def length_of(value: Any) -> int | None:
+    """The number of entries; `None` of what has none, such as a number or a stream.
+
+    >>> length_of([1, 2]), length_of(3)
+    (2, None)
+    """
+    try:
+        return len(value)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def check_classes(count: Any, where: str) -> int:
+    """A number of classes as an `int`.
+
+    Raises:
+        UserError: for anything but a whole number from 1 to `MOST_CLASSES`.
+    """
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = 0
+    if isinstance(count, bool) or not 1 <= number <= MOST_CLASSES:
+        raise UserError(
+            f"{where} is {count!r}; expected the number of classes, a whole number from 1 to {MOST_CLASSES:,}"
+        )
+    return number
+
+
 def classes_of(dataset: Any, name: str) -> int:
     """Number of classes, by the data set's list `classes`, its number `num_classes`, or its labels.
 
     Raises:
-        UserError: where it has none of them.
+        UserError: where it has none of them, or one that is no number of classes.
     """
     inner = dataset
     while isinstance(inner, Subset):
         inner = inner.dataset
-    known = getattr(inner, "classes", getattr(inner, "num_classes", None))
-    if known is not None:
-        return known if isinstance(known, int) else len(known)
+    for attribute in ("classes", "num_classes"):
+        known = getattr(inner, attribute, None)
+        if known is not None:
+            count = None if isinstance(known, str) else length_of(known)
+            return check_classes(known if count is None else count, f"'{name}': {attribute} of its data set")
     labels = labels_of(dataset)
     if labels is None or not len(labels):
         raise UserError(
             f"cannot tell how many classes '{name}' has; give the data set an attribute `classes`, a list of their "
             "names or their number"
         )
-    return int(labels.max()) + 1
+    return check_classes(int(labels.max()) + 1, f"'{name}': the largest of its labels plus 1")
 
 
 def set_aside(dataset: Any, share: float, seed: int, name: str) -> tuple[Subset[Any], Subset[Any]]:
@@ -112,19 +144,6 @@ def check_samples(dataset: Dataset[Any], collate: Collate | None, name: str) -> 
         came = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UserError(f"labels of '{name}' are {came}; expected one class index per sample, 0, 1, 2 …")
     return images
-
-
-def fingerprint_of(datasets: list[Any], *options: Any) -> str:
-    """Changes when options, lengths or any of a few samples, spread evenly over each data set, do."""
-    digest = sha256(repr(options).encode())
-    for dataset in datasets:
-        count = len(dataset)
-        digest.update(f" {count}".encode())
-        for place in sorted({round(k * (count - 1) / (PROBED - 1)) for k in range(PROBED)}) if count else ():
-            with still():
-                image, label = dataset[place]
-            digest.update(np.ascontiguousarray(np.asarray(image)).tobytes() + f"{label}".encode())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from infoprune import exporting, planning, profiling, registry, repairing, timing, training
 from infoprune.artifacts import ModelReference
 from infoprune.errors import UserError, did_you_mean
+from infoprune.fingerprints import depth_of
 from infoprune.option_tables import CalibrationOptions, CompareOptions, PlaneOptions, RunOptions
 from infoprune.planning import searching
 from infoprune.planning.ranking import BEST
@@ -132,7 +133,10 @@ def _model(table: Table) -> tuple[ModelReference, str | None]:
 def _data(table: Table) -> tuple[str, Mapping[str, Any]]:
     name = _named(table, "data")
     load = registry.find("datasets", name)
-    return name, table if ":" in name else bind(load, table, "data")
+    if ":" not in name:
+        return name, bind(load, table, "data")
+    depth_of(load, table)  # refuses a wrong value
+    return name, table
 
 
 def _asked(verbs: Mapping[str, Table]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Data on its way to the model: fixed splits, and batches that are prepared on the device."""
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from torch.utils.data import (
 
 from infoprune import distributed
 from infoprune.errors import RunError, UserError, out_of_memory, told
-from infoprune.samples import Collate
+from infoprune.samples import Collate, check_classes
 
 Transform = Callable[[Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -87,7 +88,7 @@ class Batches:
         changes = torch.Generator().manual_seed(self._seed() + other * 1_000_003) if other else generator
         self.epoch += 1
         with _reading(self.dataset):
-            for images, labels in self._loader(generator):
+            for images, labels in _without_advice(self._loader, generator):
                 images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
                 if self.augment is not None:
                     images = self.augment(images, changes)
@@ -126,6 +127,13 @@ class Batches:
         size = sum(tensor.numel() * tensor.element_size() for tensor in dataset.tensors)
         if self.device.type != "cpu" and size <= KEPT_ON_DEVICE:
             self.dataset = TensorDataset(*(tensor.to(self.device) for tensor in dataset.tensors))
+
+
+def _without_advice(load: Callable[[torch.Generator], DataLoader[Any]], generator: torch.Generator) -> Iterator[Any]:
+    """Starts a loader without torch's warning about more workers than cores, which is the user's own choice."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        return iter(load(generator))
 
 
 def _check(images: Any, labels: Tensor) -> None:
@@ -206,9 +214,13 @@ class Data:
         classes: number of classes; labels are 0..classes-1.
         prepare: turns a batch of stored images into the network's input (cast, normalise).
         augment: random changes to a batch of stored images, drawn from a generator, for training; `None` for none.
-        fingerprint: changes when the content changes; resuming compares it.
+        fingerprint: changes when the content changes, a text or several by name, such as those of
+            `infoprune.fingerprints.fingerprints_of`; resuming compares it, and says which of several changed.
         workers: processes that read samples.
         collate: makes `(images, labels)` of a list of samples, where torch's own way will not do.
+
+    Raises:
+        UserError: for a number of classes or a fingerprint that is none.
     """
 
     name: str
@@ -217,10 +229,23 @@ class Data:
     test: Dataset[Any]
     classes: int
     prepare: Transform
-    fingerprint: str
+    fingerprint: str | Mapping[str, str]
     augment: Augment | None = None
     workers: int = 0
     collate: Collate | None = None
+
+    def __post_init__(self) -> None:
+        # Frozen, so that only this way another type of number or mapping becomes the plain one.
+        object.__setattr__(self, "classes", check_classes(self.classes, f"'{self.name}': classes of its Data"))
+        given: Any = self.fingerprint
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "fingerprint", dict(given))
+        texts = [each for pair in given.items() for each in pair] if isinstance(given, Mapping) else [given]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(
+                f"'{self.name}': fingerprint of its Data is {given!r}; expected a text, or a dictionary of texts by "
+                "name, that changes when the data does"
+            )
 
     def batches(
         self,

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from infoprune.errors import UserError
+from infoprune.fingerprints import fingerprints_of
 from infoprune.splits import Augment, Data
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -54,26 +54,22 @@ def three_splits(
             found = f"a label is {labels.max()}" if len(labels) else "there is no image"
             raise UserError(f"{name} {part} set: {found}; expected 0..{classes - 1}; fetch it again")
     rest, aside = _set_aside(train[1], validation, classes, seed)
-    splits = [(train[0][rest], train[1][rest]), (train[0][aside], train[1][aside]), test]
-    digest = sha256()
-    for pixels, labels in splits:
-        digest.update(pixels.data)
-        digest.update(labels.data)
-    stored = [
-        TensorDataset(
+    splits = {"train": (train[0][rest], train[1][rest]), "validation": (train[0][aside], train[1][aside]), "test": test}
+    stored = {
+        split: TensorDataset(
             torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C")),
             torch.from_numpy(labels.astype(np.int64)),
         )
-        for pixels, labels in splits
-    ]
+        for split, (pixels, labels) in splits.items()
+    }
     return Data(
         name=name,
-        train=stored[0],
-        validation=stored[1],
-        test=stored[2],
+        train=stored["train"],
+        validation=stored["validation"],
+        test=stored["test"],
         classes=classes,
         prepare=partial(_standardise, mean=torch.tensor(mean), std=torch.tensor(std)),
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprints_of(stored, name),
         augment=augment,
     )
 

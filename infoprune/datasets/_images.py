@@ -5,7 +5,7 @@ from typing import IO
 from zipfile import ZipFile
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from infoprune.errors import UserError
 
@@ -37,7 +37,9 @@ def read_rgb(file: Path | str | IO[bytes], name: str, remedy: str) -> Image.Imag
                 return Image.fromarray(upper).convert("RGB")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:  # all of these come from Pillow
-        raise UserError(f"'{name}' cannot be read as an image ({broken}); {remedy}") from broken
+        # Pillow's own words for a file that it does not know name the file again, or an object in memory.
+        why = "of no format that Pillow knows" if isinstance(broken, UnidentifiedImageError) else broken
+        raise UserError(f"'{name}' cannot be read as an image ({why}); {remedy}") from broken
 
 
 def read_entry(archive: ZipFile, name: str) -> bytes:

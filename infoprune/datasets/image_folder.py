@@ -1,7 +1,7 @@
 """Any image classification data in folders, one folder per class: `root/train/CLASS/*.jpg`, likewise val and test."""
 
+import os
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 from infoprune.datasets._images import read_rgb
 from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
+from infoprune.fingerprints import Depth, fingerprints_of
 from infoprune.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
 from infoprune.splits import Data
 
@@ -38,6 +39,7 @@ def load(
     expected_by: str | None = None,
     workers: Workers = 4,
     seed: Seed = 0,
+    fingerprint: Depth = "files",
 ) -> Data:
     """Images in folders, in the layout of torchvision's `ImageFolder`; classes are numbered in the folders' order.
 
@@ -60,9 +62,12 @@ def load(
             interpolation, mean and std in place of the options above.
         workers: processes that read images.
         seed: which training images are set aside.
+        fingerprint: how it is noticed that images changed: "files" by their names, sizes and times of the last
+            change, "content" by every byte, which takes as long as reading all files.
 
     Raises:
-        UserError: for missing folders, classes that differ between them, or options out of range.
+        UserError: for missing folders, classes that differ between them, options out of range, or anything but a
+            regular file under the name of an image.
     """
     side, interpolation = round(size * 8 / 7) if resize is None else resize, "bilinear"
     if expected_by is not None:
@@ -80,14 +85,13 @@ def load(
         splits["test"] = splits.get("test", splits.get("validation"))
         splits["train"], splits["validation"] = _set_aside(splits["train"], validation_share, seed)
         note = f" (test split: {(folders.get('test') or folders['validation']).name}/, validation: out of train/)"
+    splits = {name: splits[name] for name in ("train", "validation", "test")}
     return Data(
         name=f"{Path(root).resolve().name}{note}",
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         classes=classes,
         prepare=partial(_normal, size=size, mean=mean, std=std),
-        fingerprint=_fingerprint(Path(root), folders, f"{side} {interpolation} {validation_share} {seed}"),
+        fingerprint=fingerprints_of(splits, root, fingerprint, probe=False),
         augment=with_policy(partial(crop_and_mirror, size=size, smallest=smallest_crop), policy) if augment else None,
         workers=workers,
     )
@@ -128,11 +132,21 @@ def _read(folder: Path, side: int, interpolation: str) -> Dataset[Any]:
 
     # Resized as a PIL image, as torchvision's published accuracies are.
     stored = v2.Compose([v2.Resize(side, v2.InterpolationMode(interpolation)), v2.CenterCrop(side), v2.PILToTensor()])
+    _check_links(folder)
     try:
         images: Dataset[Any] = ImageFolder(folder, transform=stored, loader=_open)
-    except FileNotFoundError as failure:
+    except OSError as failure:
         raise UserError(f"'{folder}' holds no complete set of classes: {failure}") from failure
     return images
+
+
+def _check_links(folder: Path) -> None:
+    """Refuses links that lead up to a folder that holds them: following them would take forever."""
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            link = Path(parent, name)
+            if link.is_symlink() and Path(parent).resolve().is_relative_to(link.resolve()):
+                raise UserError(f"'{link}' is a link to a folder that holds it; remove the link")
 
 
 def _open(path: str) -> Image.Image:
@@ -160,17 +174,6 @@ def _set_aside(images: Any, share: float, seed: int) -> tuple[Subset[Any], Subse
             "set validation_share, or give both val/ and test/"
         ) from failure
     return Subset(images, rest), Subset(images, aside)
-
-
-def _fingerprint(root: Path, folders: dict[str, Path], options: str) -> str:
-    """Of names, sizes and times of change: reading every image of a large set would cost as much as an epoch."""
-    digest = sha256(options.encode())
-    for folder in folders.values():
-        for path in sorted(folder.rglob("*")):
-            state = path.stat()
-            if path.is_file():
-                digest.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _normal(images: Tensor, *, size: int, mean: list[float], std: list[float]) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from infoprune.datasets.image_folder import IMAGENET_MEAN, IMAGENET_STD, crop_and_mirror
 from infoprune.errors import RunError, UserError, did_you_mean
+from infoprune.fingerprints import Depth, fingerprints_of
 from infoprune.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
-from infoprune.samples import check_samples, classes_of, fingerprint_of, set_aside
+from infoprune.samples import check_samples, classes_of, set_aside
 from infoprune.splits import Data
 
 # What torchvision calls its splits; the first name that a data set takes.
@@ -37,6 +38,7 @@ def load(
     test_share: ProperShare = 0.2,
     workers: Workers = 0,
     seed: Seed = 0,
+    fingerprint: Depth = "files",
 ) -> Data:
     """Any classification data set of `torchvision.datasets`, by its name there.
 
@@ -63,6 +65,8 @@ def load(
         test_share: share of all images set aside where there is no test split either, 0..1.
         workers: processes that read images.
         seed: which images are set aside.
+        fingerprint: how it is noticed that the data changed: "files" by names, sizes and times of files, or by some
+            of the samples where no files are named, "content" by every byte.
 
     Raises:
         UserError: for an unknown data set, arguments that it does not take, missing files, options out of range, or one
@@ -95,9 +99,7 @@ def load(
         test=parts["test"],
         classes=classes_of(parts["train"], dataset),
         prepare=partial(_normal, mean=mean, std=std),
-        fingerprint=fingerprint_of(
-            [parts["train"], parts["validation"], parts["test"]], dataset, size, mode, mean, std
-        ),
+        fingerprint=fingerprints_of(parts, dataset, fingerprint),
         augment=crop if augment else None,
         workers=workers,
     )
