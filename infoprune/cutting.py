@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from infoprune.artifacts import ChannelGraph
 from infoprune.artifacts.layers import is_channelwise, output_width
-from infoprune.errors import UserError
+from infoprune.errors import RunError, UserError, out_of_memory
 from infoprune.verifying import Kept, removed_sides
 
 
@@ -57,11 +57,19 @@ def traceable_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with all parameters trainable: frozen ones drop out of the library's trace.
 
     Raises:
-        UserError: for a model whose lazy layers have not run yet.
+        UserError: for a model whose lazy layers have not run yet, or of which no copy can be made.
     """
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UserError("the model has lazy layers without shapes; run it once on an example first")
-    twin = copy.deepcopy(model).eval()
+    try:
+        twin = copy.deepcopy(model).eval()
+    except Exception as error:  # Whatever hangs on a user's model is asked for a copy of itself.
+        if out_of_memory(error):
+            raise
+        raise UserError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); remove from it what copy.deepcopy refuses: "
+            "torch.nn.utils.weight_norm, spectral_norm and pruning masks, locks, open files, generators"
+        ) from error
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return twin
@@ -74,13 +82,21 @@ def cut(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
         model: a copy of the unpruned model, without the blocks that the graph leaves out.
         graph: its channel groups.
         kept: kept channel indices per group; groups not named keep all.
+
+    Raises:
+        RunError: where torch-pruning fails at a layer.
     """
     library = pruners(model)
     for (name, side), indices in removed_sides(graph, kept).items():
         module: Any = model.get_submodule(name)
         channelwise = is_channelwise(module)
         pruner = library.get_pruner_of_module(module)
-        (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(module, indices)
+        try:
+            (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(module, indices)
+        except Exception as error:  # The library raises whatever its indexing ran into.
+            if out_of_memory(error):
+                raise
+            raise RunError(f"torch-pruning cannot cut '{name}' ({type(error).__name__}: {error})") from error
         if channelwise:
             module.num_groups = module.num_channels
     for (name, axis), gone in _removed_parameters(graph, kept).items():

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -15,12 +15,14 @@ from torch.nn.utils.parametrize import is_parametrized
 from infoprune.artifacts import ChannelGroup, Member, width_of
 from infoprune.artifacts.layers import PRODUCERS, has_width, input_width, is_depthwise, output_width, partitions_of
 from infoprune.cutting import pruners
-from infoprune.errors import UserError
+from infoprune.errors import UserError, out_of_memory
+from infoprune.verifying import tensors_of
 
 # Couplings (a channel at a layer or an operation) that are followed for one group. The largest group of torchvision's
 # largest CNNs has a quarter of that; where index maps run in circles, as in window attention, there is no end to them.
 LIMIT = 1_000_000
 ENDLESS = "it has more than"
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 Side = Literal["out", "in"]
 
 
@@ -35,41 +37,89 @@ def find_groups(model: nn.Module, example: Tensor, layers: Sequence[str]) -> lis
     Raises:
         UserError: where torch-pruning cannot trace the model and no layer feeds the next one plainly either.
     """
-    calls, used = _run(model, example)
+    calls, by_keyword, outputs = _run(model, example)
+    used = _parameters_behind(outputs)
     try:
         if not used:
-            raise RuntimeError("no gradient reaches its output")
+            raise _LibraryError("no gradient reaches its output")
         graph = _dependency_graph(model, example)
-    except Exception as error:  # The library raises whatever its own bookkeeping ran into.
-        words = f"torch-pruning cannot trace this model ({type(error).__name__}: {error})"
+    except _LibraryError as error:
+        words = f"torch-pruning cannot trace this model ({error})"
         groups = _plain_groups(model, calls, layers, words)
         if all(group.refusal for group in groups):
-            raise UserError(f"{words}; such an architecture cannot be pruned here") from error
+            raise UserError(
+                f"{words}; such an architecture cannot be pruned here. Give a forward that leads from layer to layer "
+                "through differentiable operations, without torch.no_grad(), detach() or NumPy in between"
+            ) from error
     else:
-        groups = []
-        names = {module: name for name, module in model.named_modules()}
-        seen: set[str] = set()
-        for layer in layers:
-            if layer not in seen:
-                # Where some had no end, others will have none: each is followed less far.
-                endless = sum(group.refusal.startswith(ENDLESS) for group in groups)
-                root = model.get_submodule(layer)
-                groups.append(_channel_group(graph, layer, root, names, LIMIT // (1 + endless)))
-                seen.update(member.layer for member in groups[-1].members if member.side == "out")
+        groups = _groups_of(graph, model, layers)
         # Its nodes hold each other, the trace's activations and the model; they would stay until the next collection.
         for node in graph.module2node.values():
             vars(node).clear()
-    return _checked(groups, model, used)
+    return _checked(groups, model, used, by_keyword)
 
 
-def _run(model: nn.Module, example: Tensor) -> tuple[list[str], set[int]]:
-    """The layers and norms in the order of their calls, and the identities of all parameters that the output uses."""
+class _LibraryError(Exception):
+    """torch-pruning failed on a graph that it cannot follow; the message says with what."""
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """The boundary to torch-pruning: it raises whatever its own bookkeeping ran into, as one kind of error here.
+
+    Memory that runs out says nothing of the graph and passes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise _LibraryError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _groups_of(graph: tp.DependencyGraph, model: nn.Module, layers: Sequence[str]) -> list[ChannelGroup]:
+    groups: list[ChannelGroup] = []
+    names = {module: name for name, module in model.named_modules()}
+    seen: set[str] = set()
+    for layer in layers:
+        if layer not in seen:
+            # Where some had no end, others will have none: each is followed less far.
+            endless = sum(group.refusal.startswith(ENDLESS) for group in groups)
+            root = model.get_submodule(layer)
+            groups.append(_channel_group(graph, layer, root, names, LIMIT // (1 + endless)))
+            seen.update(member.layer for member in groups[-1].members if member.side == "out")
+    return groups
+
+
+def _run(model: nn.Module, example: Tensor) -> tuple[list[str], set[str], list[Tensor]]:
+    """The layers and norms in the order of their calls, those called by keyword alone, and the outputs."""
     calls: list[str] = []
+    by_keyword: set[str] = set()
+
+    def note(name: str, given: tuple[object, ...]) -> None:
+        calls.append(name)
+        if not given:
+            by_keyword.add(name)
+
     with ExitStack() as hooks, torch.enable_grad():
         for name, module in model.named_modules():
             if has_width(module):
-                hooks.callback(module.register_forward_hook(lambda *_, name=name: calls.append(name)).remove)
-        pending = [tensor.grad_fn for tensor in _tensors(model(example[:1])) if tensor.grad_fn is not None]
+                hooks.callback(module.register_forward_hook(lambda _, given, __, name=name: note(name, given)).remove)
+        try:
+            output = model(example[:1])
+        except Exception as error:  # A user's forward raises whatever it likes.
+            if out_of_memory(error):
+                raise
+            raise UserError(
+                f"the model runs without gradients, but not with them ({type(error).__name__}: {error}); change "
+                "parameters in place only under torch.no_grad()"
+            ) from error
+    return calls, by_keyword, list(tensors_of(output))
+
+
+def _parameters_behind(outputs: Iterable[Tensor]) -> set[int]:
+    """The identities of all parameters that outputs are computed from."""
+    pending = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
     seen, used = set(pending), set()
     while pending:
         node: Any = pending.pop()
@@ -78,25 +128,13 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], set[int]]:
         fresh = {other for other, _ in node.next_functions if other is not None} - seen
         seen |= fresh
         pending += fresh
-    return calls, used
-
-
-def _tensors(output: object) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping | list | tuple):
-        for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)
-    elif output is not None:
-        raise UserError(
-            f"the model puts out a {type(output).__name__}; expected a tensor, or tuples or mappings of them"
-        )
+    return used
 
 
 def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     graph = pruners(model)
-    with _quiet(), torch.enable_grad():
-        graph.build_dependency(model, example[:1], output_transform=lambda output: list(_tensors(output)))
+    with _library_errors(), _quiet(), torch.enable_grad():
+        graph.build_dependency(model, example[:1], output_transform=lambda output: list(tensors_of(output)))
     return graph
 
 
@@ -143,7 +181,11 @@ def _walk(
         # Normalisation and depthwise layers count as both sides there; what they put out is what matters here.
         side: Side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
         own = reached.setdefault((id(node), handler), _Reached(node, side, {})).roots
-        size = graph.get_out_channels(node) if side == "out" else graph.get_in_channels(node)
+        try:
+            size = _size(graph, node, side)
+        except _LibraryError as error:
+            problem = problem or f"torch-pruning cannot count the channels of {where} ({error})"
+            continue
         fresh = []
         for index in indices:
             if index.root_idx is None or (size is not None and not 0 <= index.idx < size):
@@ -160,12 +202,29 @@ def _walk(
             break
         for dependency in node.dependencies if fresh else ():
             if dependency.is_triggered_by(handler):
-                mapped = fresh
-                for mapping in dependency.index_mapping:
-                    mapped = mapped if mapping is None else mapping(mapped)
+                try:
+                    mapped = _mapped(dependency, fresh)
+                except _LibraryError as error:
+                    problem = problem or f"torch-pruning cannot follow its channels beyond {where} ({error})"
+                    continue
                 if mapped:
                     pending.append((dependency.target, dependency.handler, mapped))
     return list(reached.values()), problem
+
+
+@_library_errors()
+def _size(graph: tp.DependencyGraph, node: Any, side: Side) -> int | None:
+    """Number of channels on one side of a layer; `None` for an operation that takes any."""
+    size: int | None = graph.get_out_channels(node) if side == "out" else graph.get_in_channels(node)
+    return size
+
+
+@_library_errors()
+def _mapped(dependency: Any, indices: list[_Index]) -> list[_Index]:
+    """Where channels lie at the other end of a dependency."""
+    for mapping in dependency.index_mapping:
+        indices = indices if mapping is None else mapping(indices)
+    return indices
 
 
 def _channel_group(
@@ -175,7 +234,7 @@ def _channel_group(
     if root not in graph.module2node:
         return ChannelGroup(name, width, (), refusal="no gradient reaches it, so its channels cannot be followed")
     reached, problem = _walk(graph, root, width, names, limit)
-    refusal = "it has a single channel" if width < 2 else problem
+    refusal = "it has a single channel" if width < 2 else _recurrent(graph, reached) or problem
     members, parameters, partitions = [], [], 1
     for node, side, roots in reached:
         module = node.module
@@ -188,11 +247,26 @@ def _channel_group(
             fitting = [axis for axis, size in enumerate(module.shape) if size == len(roots)]
             axis = fitting[0] if len(fitting) == 1 else int(node.pruning_dim)
             parameters.append(Member(graph._param_to_name[module], "out", _by_channel(roots, width), axis))
-    if not any(member.side == "in" for member in members) or any(
-        type(node.module).__name__ == "_OutputOp" for node, _, _ in reached
-    ):
-        refusal = "its channels are the network's output" if not problem else refusal
+    if not problem and any(_is_output(node, side) for node, side, _ in reached):
+        refusal = "its channels are the network's output"
+    elif not problem and not any(member.side == "in" for member in members):
+        refusal = "no layer that reads its channels was found behind it"
     return ChannelGroup(name, width, tuple(members), partitions, refusal, tuple(parameters))
+
+
+def _recurrent(graph: tp.DependencyGraph, reached: Sequence[_Reached]) -> str:
+    """Names a recurrent layer among what channels reach, whose gates the graph holds as bare operations."""
+    for node, _, _ in reached:
+        name = graph._param_to_name.get(node.module, "") if isinstance(node.module, nn.Parameter) else ""
+        owner = graph.model.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, RECURRENT):
+            return f"'{name.rpartition('.')[0]}' is a {type(owner).__name__}, whose channels cannot be counted"
+    return ""
+
+
+def _is_output(node: Any, side: Side) -> bool:
+    """Whether nothing in the graph reads what a node puts out."""
+    return type(node.module).__name__ == "_OutputOp" or (side == "out" and not node.outputs)
 
 
 def _by_channel(roots: Mapping[int, int], width: int) -> tuple[tuple[int, ...], ...]:
@@ -226,7 +300,9 @@ def _member_problem(member: Member, module: nn.Module) -> str:
     return ""
 
 
-def _checked(groups: Sequence[ChannelGroup], model: nn.Module, used: set[int]) -> list[ChannelGroup]:
+def _checked(
+    groups: Sequence[ChannelGroup], model: nn.Module, used: set[int], by_keyword: set[str]
+) -> list[ChannelGroup]:
     """The groups, with a refusal where something outside the graph speaks against cutting."""
     owners: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -238,11 +314,18 @@ def _checked(groups: Sequence[ChannelGroup], model: nn.Module, used: set[int]) -
             for width in (output_width(module), input_width(module) if isinstance(module, PRODUCERS) else 0):
                 idle.setdefault(width, name)
     return [
-        group if group.refusal else replace(group, refusal=_problem(group, model, owners, idle)) for group in groups
+        group if group.refusal else replace(group, refusal=_problem(group, model, owners, idle, by_keyword))
+        for group in groups
     ]
 
 
-def _problem(group: ChannelGroup, model: nn.Module, owners: Mapping[int, set[str]], idle: Mapping[int, str]) -> str:
+def _problem(
+    group: ChannelGroup,
+    model: nn.Module,
+    owners: Mapping[int, set[str]],
+    idle: Mapping[int, str],
+    by_keyword: set[str],
+) -> str:
     """What speaks against cutting a group that the graph allows; empty for nothing."""
     if group.width % group.partitions:
         return f"its {group.width} channels do not divide into {group.partitions} equal parts"
@@ -251,6 +334,8 @@ def _problem(group: ChannelGroup, model: nn.Module, owners: Mapping[int, set[str
     for member in group.members:
         module = model.get_submodule(member.layer)
         width = output_width(module) if member.side == "out" else input_width(module)
+        if member.layer in by_keyword:
+            return f"'{member.layer}' is called with its input by keyword; pass it as the first argument"
         if is_parametrized(module):
             return f"'{member.layer}' computes its weights from others; remove the parametrization first"
         for parameter in module.parameters(recurse=False):

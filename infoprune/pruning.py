@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from infoprune.artifacts import ChannelGraph, ChannelGroup, Cost, LayerCost, Plan, width_of
 from infoprune.artifacts.layers import PRODUCERS, input_width
 from infoprune.cutting import carry_over, cut, traceable_copy
-from infoprune.errors import RunError, UserError, did_you_mean
+from infoprune.errors import RunError, UserError, did_you_mean, out_of_memory
 from infoprune.grouping import find_groups
+from infoprune.repeatability import check_repeatable
 from infoprune.shortening import check_blocks, shorten
-from infoprune.verifying import verify
+from infoprune.verifying import check_images, output_of, proves, verify
 
 # Trials stop being made after this long. A plan is not touched by it: only the groups that it cuts are tried again.
 TRIAL_SECONDS = 120.0
-MOST_INPUTS = 1 << 30  # numbers in one sample
+MOST_INPUTS, MOST_AXES = 1 << 26, 8  # numbers in one sample, and axes
 
 
 def channel_graph(
@@ -42,8 +43,11 @@ def channel_graph(
         All groups in the order of the forward pass; those that cannot be pruned carry the reason.
 
     Raises:
-        UserError: where the model cannot be traced, or runs no convolution or linear layer.
+        UserError: where the model cannot be traced, runs no convolution or linear layer, puts out NaN or infinity, or
+            does not compute the same each time.
     """
+    check_images(example)
+    check_repeatable(model, _varied(example[:2]))
     graph, copies = _untried(model, example, removed)
     names = [group.name for group in graph.groups if not group.refusal]
     return _tried(model, graph, names, example, copies, on_group)
@@ -78,9 +82,7 @@ def _tried(
 
     Operations alone do not tell it all: views of a fixed size, means over channels and whatever else a forward may do.
     """
-    images = example[:2]
-    if not bool((images != images.flatten()[0]).any()):  # On zeros much would agree that does not on images.
-        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    images = _varied(example[:2])
     refusals: dict[str, str] = {}
     earlier: list[weakref.ref[nn.Module]] = []
     tried = names
@@ -93,9 +95,8 @@ def _tried(
             smaller = copies.pop() if copies else shorten(traceable_copy(model), graph.removed)
             earlier.append(weakref.ref(smaller))
             verify(model, cut(smaller, graph, kept), graph, kept, images)
-        except Exception as error:  # The library and a user's forward raise whatever they like.
-            own = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
-            return f"a trial cut fails: {own}{' '.join(str(error).split())}"
+        except RunError as error:
+            return f"a trial cut fails: {' '.join(str(error).split())}"
         return ""
 
     start, settled = time.monotonic(), set[str]()
@@ -136,6 +137,13 @@ def _tried(
     return replace(graph, groups=tuple(groups))
 
 
+def _varied(images: Tensor) -> Tensor:
+    """Images, made up where all their numbers are equal: on zeros much would agree that does not on images."""
+    if bool((images != images.flatten()[0]).any()):
+        return images
+    return torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+
+
 def _drawn(group: ChannelGroup) -> list[int]:
     """One channel of each pair of neighbours, drawn at random but the same on every call.
 
@@ -160,7 +168,10 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
     example = _example_for(model, plan.input_shape)
     graph, copies = _untried(model, example, plan.removed)
     free = [group.name for group in graph.groups if group.name in plan.kept() and not group.refusal]
-    graph = _tried(model, graph, free, example, copies)
+    # Images are made up here: a detector may find nothing on them, and then a trial says nothing of the groups.
+    if proves(output_of(model, _varied(example))):
+        graph = _tried(model, graph, free, example, copies)
+    copies.clear()
     groups = {group.name: group for group in graph.groups}
     for name, kept in plan.kept().items():
         if name not in groups:
@@ -228,8 +239,15 @@ def _layer_costs(model: nn.Module, example: Tensor) -> tuple[tuple[LayerCost, ..
     twice, its parameters once."""
     macs: dict[str, int] = {}
 
-    def count(name: str, module: nn.Module, output: Tensor) -> None:
-        macs[name] = macs.get(name, 0) + int(output.numel() // len(example) * module.weight[0].numel())  # type: ignore[index]
+    def count(name: str, module: nn.Module, output: object) -> None:
+        weight = getattr(module, "weight", None)
+        if not isinstance(output, Tensor) or not isinstance(weight, Tensor):
+            what = "has no weight" if isinstance(output, Tensor) else f"puts out a {type(output).__name__}"
+            raise UserError(
+                f"layer '{name}', a {type(module).__name__}, {what}; expected one weight and one tensor put out, as "
+                "its class in torch.nn has them. Derive such a layer from torch.nn.Module instead"
+            )
+        macs[name] = macs.get(name, 0) + output.numel() // len(example) * weight[0].numel()
 
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
@@ -239,7 +257,11 @@ def _layer_costs(model: nn.Module, example: Tensor) -> tuple[tuple[LayerCost, ..
     try:
         with torch.no_grad():
             model(example)
+    except UserError:
+        raise
     except Exception as error:  # A user's forward raises whatever it likes.
+        if out_of_memory(error):
+            raise
         raise UserError(
             f"the model does not run on an input of shape {tuple(example.shape)}: {error}; check that "
             "data and model match"
@@ -283,9 +305,10 @@ def _layer_cost(name: str, module: nn.Module, macs: int, seen: set[int]) -> Laye
 
 
 def _example_for(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    if not shape or min(shape) < 1 or math.prod(shape) > MOST_INPUTS:
+    if not 1 <= len(shape) <= MOST_AXES or min(shape) < 1 or math.prod(shape) > MOST_INPUTS:
         raise UserError(
-            f"the plan's input_shape is {tuple(shape)}; expected the shape of one image, such as (3, 32, 32)"
+            f"the plan's input_shape is {tuple(shape[: MOST_AXES + 1])}; expected the shape of one image, such as "
+            f"(3, 32, 32), of at most {MOST_INPUTS:,} numbers"
         )
     first = next(model.parameters(), torch.empty(0))
     return torch.zeros(1, *shape, device=first.device, dtype=first.dtype)

@@ -1,6 +1,7 @@
 """Proof that a pruned model computes what the masked one does."""
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from infoprune.artifacts import ChannelGraph, Verification
 from infoprune.artifacts.layers import is_channelwise
-from infoprune.errors import RunError
+from infoprune.errors import RunError, UserError, out_of_memory
 from infoprune.modes import evaluating
 
 TOLERANCE = 1e-5
@@ -110,7 +111,8 @@ def _normalised(norm: Any, values: Tensor, removed: Sequence[int]) -> Tensor:
 def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Kept, images: Tensor) -> Verification:
     """Compares the pruned model with the masked one on calibration images.
 
-    Where float32 rounding leaves it open, both are compared again in float64, one copy at a time.
+    Where float32 rounding leaves it open, both are compared again in float64, one copy at a time. Outputs that are
+    empty or not finite prove nothing.
 
     Args:
         model: the unpruned model.
@@ -120,30 +122,89 @@ def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Kept,
         images: `samples x channels x height x width`, prepared as the model expects.
 
     Raises:
-        RunError: where outputs differ by more than 1e-5 of the largest output; names the group behind it.
+        UserError: where the unpruned model puts out nothing, or NaN or infinity.
+        RunError: where outputs differ by more than 1e-5 of the largest output, or the pruned model puts out NaN or
+            infinity; names the group behind it.
     """
+    check_images(images)
     found = _compared(model, pruned, graph, kept, images)
-    if not found.max_rel_difference <= TOLERANCE and images.dtype != torch.float64:
+    rounding = math.isfinite(found.max_rel_difference) and images.dtype != torch.float64
+    if not found.max_rel_difference <= TOLERANCE and rounding:
         found = _compared(model, pruned, graph, kept, images.double())
     if not found.max_rel_difference <= TOLERANCE:
         layer, groups = _guilty(model, pruned, graph, kept, images)
+        how = (
+            f"differs from its masked twin by {found.max_rel_difference:.2g} of the largest output (at most "
+            f"{TOLERANCE:g} is rounding)"
+            if math.isfinite(found.max_rel_difference)
+            else "puts out NaN or infinity, where the masked reference model does not"
+        )
         raise RunError(
-            f"the pruned model differs from its masked twin by {found.max_rel_difference:.2g} of the largest output "
-            f"(at most {TOLERANCE:g} is rounding), first at '{layer}': the cut of {' or '.join(groups)} is not sound; "
-            "protect it in [plan]"
+            f"the pruned model {how}, first at '{layer}': the cut of {' or '.join(groups)} is not sound; protect it in "
+            "[plan]"
         )
     return found
 
 
+def check_images(images: object) -> None:
+    """Raises UserError unless images are a tensor of at least one sample."""
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"images came as a {type(images).__name__}; expected one tensor, samples x channels x height x width. Wrap "
+            "a model of several inputs in a module that takes one tensor"
+        )
+    if images.dim() == 0 or len(images) == 0:
+        raise UserError(f"images came in the shape {tuple(images.shape)}; give at least one sample")
+
+
+def proves(output: Tensor) -> bool:
+    """Whether a comparison with an output proves anything: it holds numbers, all of them finite."""
+    return output.numel() > 0 and bool(output.isfinite().all())
+
+
+def check_output(model: nn.Module, output: Tensor) -> None:
+    """Makes sure that something can be proven of a model by an output of it.
+
+    Args:
+        model: for the message, which names its parameters and buffers that are not finite.
+        output: all numbers that it puts out, in one row, as `output_of` gives them.
+
+    Raises:
+        UserError: for an output without a number, and for NaN or infinity in it.
+    """
+    if not output.numel():
+        raise UserError(
+            "the model puts out no number on these images, so nothing can be proven of it; give images on which it "
+            "finds something, or lower the threshold above which it reports what it finds"
+        )
+    if not proves(output):
+        own = (*model.named_parameters(), *model.named_buffers())
+        names = [f"'{name}'" for name, tensor in own if not bool(tensor.isfinite().all())]
+        raise UserError(
+            f"the model puts out NaN or infinity{f' ({names[0]} is not finite)' if names else ''}; check its weights "
+            "and the images' normalisation"
+        )
+
+
 def _compared(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Kept, images: Tensor) -> Verification:
     """Both models in the precision of the images."""
-
-    def expected(twin: nn.Module) -> Tensor:
-        with masked(twin, graph, kept):
-            return _output(twin, images)
-
     # Passed on without a name, so that the copies, where any are needed, never live at the same time.
-    return _difference(expected(_precise(model, images)), _output(_precise(pruned, images), images), images)
+    expected = _reference(_precise(model, images), graph, kept, images)
+    return _difference(expected, output_of(_precise(pruned, images), images), images)
+
+
+def _reference(model: nn.Module, graph: ChannelGraph, kept: Kept, images: Tensor) -> Tensor:
+    """What the masked reference model puts out: at least one number, and all finite."""
+    with masked(model, graph, kept):
+        expected = output_of(model, images)
+    if not proves(expected):
+        check_output(model, output_of(model, images))
+        what = "NaN or infinity" if expected.numel() else "no number"
+        raise RunError(
+            f"with the removed channels of {' and '.join(kept)} at zero, the unpruned model puts out {what}, so the "
+            "cut cannot be proven; protect them in [plan]"
+        )
+    return expected
 
 
 def _precise(model: nn.Module, images: Tensor) -> nn.Module:
@@ -182,7 +243,7 @@ def _traffic(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[
             module = model.get_submodule(name)
             hooks.callback(module.register_forward_hook(lambda _, i, o, name=name: note(name, i, o)).remove)
         with suppress(RunError):
-            _output(model, images)
+            output_of(model, images)
     return found
 
 
@@ -198,29 +259,59 @@ def _alike(expected: Tensor, got: Tensor | None, removed: Sequence[int]) -> bool
     )
 
 
-def _output(model: nn.Module, images: Tensor) -> Tensor:
+def output_of(model: nn.Module, images: Tensor) -> Tensor:
+    """All numbers that a model puts out in evaluation mode, in one row.
+
+    Args:
+        model: its mode is afterwards as before.
+        images: `samples x channels x height x width`.
+
+    Raises:
+        RunError: where the model does not run on the images.
+        UserError: for an output of anything but tensors, or tuples or mappings of them.
+    """
     with evaluating(model), torch.no_grad():
         try:
-            return _flat(model(images))
+            output = model(images)
         except Exception as error:  # A user's forward raises whatever it likes.
-            raise RunError(f"the model does not run on images of shape {tuple(images.shape)}: {error}") from error
+            if out_of_memory(error):
+                raise
+            words = str(error) or type(error).__name__
+            raise RunError(f"the model does not run on an input of shape {tuple(images.shape)}: {words}") from error
+    # Class indices and masks are compared as numbers, too.
+    found = [each.to(images.device).flatten() for each in tensors_of(output)]
+    numbers = [each if each.is_floating_point() or each.is_complex() else each.double() for each in found]
+    return torch.cat(numbers) if numbers else images.new_empty(0)
+
+
+def tensors_of(output: object) -> Iterator[Tensor]:
+    """All tensors of a model's output: a tensor, or tuples, lists or mappings of tensors and `None`.
+
+    >>> [each.numel() for each in tensors_of({"logits": torch.ones(3), "more": [torch.ones(2), None]})]
+    [3, 2]
+
+    Raises:
+        UserError: for anything else.
+    """
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from tensors_of(part)
+    elif output is not None:
+        raise UserError(
+            f"the model puts out a {type(output).__name__}; expected a tensor, or tuples or mappings of them"
+        )
 
 
 def _difference(expected: Tensor, got: Tensor, images: Tensor) -> Verification:
+    """How far an output is from the one expected, which is finite; NaN or infinity where it is not finite itself."""
     if expected.shape != got.shape:
         raise RunError(
             f"the pruned model puts out {got.numel()} values where the unpruned one puts out {expected.numel()}: "
             "its output layer was cut"
         )
-    same = expected.isfinite() | got.isfinite()  # infinity and NaN in the same places are no difference
-    largest = float((expected - got)[same].abs().max()) if bool(same.any()) else 0.0
-    scale = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 1.0
-    return Verification(largest, largest / (scale or 1.0), str(images.dtype).removeprefix("torch."))
-
-
-def _flat(output: object) -> Tensor:
-    """All tensors of a model's output (a tensor, or a dictionary or tuple of them) in one row."""
-    if isinstance(output, Tensor):
-        return output.flatten()
-    parts = output.values() if isinstance(output, Mapping) else output
-    return torch.cat([_flat(part) for part in parts if part is not None])  # type: ignore[attr-defined]
+    largest = float((expected - got).abs().max())
+    return Verification(
+        largest, largest / (float(expected.abs().max()) or 1.0), str(images.dtype).removeprefix("torch.")
+    )

@@ -59,6 +59,7 @@ FLOORS = {
 ANNEXES = {
     "cutting": "pruning",
     "grouping": "pruning",
+    "repeatability": "pruning",
     "timing": "profiling",
     "narrowing": "checkpoint",
     "peers": "pruning",

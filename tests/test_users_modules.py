@@ -216,7 +216,7 @@ def test_models_that_cannot_be_proven() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images + torch.randn_like(images))
 
-    with pytest.raises(UserError, match="does not compute what the model does"):
+    with pytest.raises(UserError, match=r"differs by .* when it runs on the same images again"):
         channel_graph(Noisy().eval(), torch.randn(IMAGES))
 
     class Wrapped(Net):

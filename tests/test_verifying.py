@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from infoprune import pruning
 from infoprune.artifacts import ChannelGraph, GroupPlan, Plan
-from infoprune.errors import RunError
+from infoprune.errors import RunError, UserError
 from infoprune.pruning import channel_graph, prune
 from infoprune.verifying import channel_axis, masked, verify
 
@@ -70,19 +71,84 @@ def test_rounding_is_settled_in_float64(images: Tensor) -> None:
     assert model.one.weight.dtype == torch.float32
 
 
-def test_nan_and_infinity_do_not_hide_a_difference(chain: nn.Module, images: Tensor) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_and_infinity_prove_nothing(chain: nn.Module, images: Tensor, value: float) -> None:
     graph = channel_graph(chain, images)
     kept = {"first": [0, 2, 5]}
     pruned = cut(chain, graph, kept)
     with torch.no_grad():
-        pruned.head.bias[0] = torch.nan
-        with pytest.raises(RunError, match="differs from its masked twin by nan"):
+        pruned.third.bias[0] = value
+        with pytest.raises(RunError, match=r"pruned model puts out NaN or infinity, .* first at 'the output'"):
             verify(chain, pruned, graph, kept, images)
-        chain.head.bias[0] = torch.nan  # the same in both is no difference, but the others still count
-        verify(chain, pruned, graph, kept, images)
-        pruned.head.bias[1] += 1
-        with pytest.raises(RunError, match="differs from its masked twin"):
+        chain.third.bias[0] = value  # the same in both is no proof either
+        with pytest.raises(
+            UserError, match=r"model puts out NaN or infinity \('third.bias' is not finite\); check its"
+        ):
             verify(chain, pruned, graph, kept, images)
+
+
+def test_a_mask_that_leads_to_nan_is_a_cut_that_cannot_be_proven(images: Tensor) -> None:
+    class Relative(nn.Module):
+        """Divides by its third channel."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 1)
+
+        def forward(self, maps: Tensor) -> Tensor:
+            inner = self.one(maps)
+            return self.two(inner / inner[:, 2 : inner.shape[1] : 4].sum(1, keepdim=True))
+
+    model = Relative().eval()
+    graph = channel_graph(model, images)
+    whole = replace(graph, groups=tuple(replace(group, refusal="") for group in graph.groups))
+    with pytest.raises(RunError, match="channels of one at zero, the unpruned model puts out NaN or infinity"):
+        verify(model, model, whole, {"one": [0, 1, 3]}, images)
+
+
+def test_an_empty_output_proves_nothing(chain: nn.Module, images: Tensor) -> None:
+    class Detector(nn.Module):
+        """Puts out what lies above a threshold."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain, self.threshold = chain, -1e6
+
+        def forward(self, maps: Tensor) -> list[Tensor]:
+            scores = self.chain(maps)
+            return [scores[scores > self.threshold]]
+
+    model = Detector().eval()
+    graph = channel_graph(model, images)
+    kept = {"chain.first": [0, 2, 5]}
+    pruned = cut(model, graph, kept)
+    verify(model, pruned, graph, kept, images)
+    model.threshold = pruned.threshold = 1e6
+    with pytest.raises(UserError, match="puts out no number on these images, so nothing can be proven"):
+        verify(model, pruned, graph, kept, images)
+    with pytest.raises(UserError, match="puts out no number"):
+        channel_graph(model, images)
+    # A plan that was proven on images is replayed also where made-up ones show nothing.
+    assert cut(model, graph, kept).chain.first.out_channels == 3
+
+
+def test_memory_that_runs_out_says_nothing_of_a_cut(chain: nn.Module, images: Tensor) -> None:
+    graph = channel_graph(chain, images)
+
+    def exhausted(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    chain.third.register_forward_hook(exhausted)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        verify(chain, chain, graph, {}, images)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        channel_graph(chain, images)
+
+
+def test_images_are_one_tensor(chain: nn.Module, images: Tensor) -> None:
+    for wrong, came in (((images, images), "a tuple"), ({"images": images}, "a dict"), (images[:0], r"\(0, 2, 8, 8\)")):
+        with pytest.raises(UserError, match=f"images came .*{came}"):
+            channel_graph(chain, wrong)  # type: ignore[arg-type]
 
 
 def test_a_pruned_model_that_does_not_run_is_an_error_in_words(chain: nn.Module, images: Tensor) -> None:
@@ -90,7 +156,7 @@ def test_a_pruned_model_that_does_not_run_is_an_error_in_words(chain: nn.Module,
     kept = {"first": [0, 2, 5]}
     pruned = cut(chain, graph, kept)
     pruned.second = chain.second
-    with pytest.raises(RunError, match=r"does not run on images of shape \(16, 2, 8, 8\)"):
+    with pytest.raises(RunError, match=r"does not run on an input of shape \(16, 2, 8, 8\)"):
         verify(chain, pruned, graph, kept, images)
 
 

@@ -60,6 +60,20 @@ NETS = {
         f"net = nn.Sequential({PLAIN})\n    nn.init.constant_(net[2].bias, float('inf'))\n    return net",
         "infinity",
     ),
+    "an output of NaN": (
+        "return Wrapped(lambda s, x: s.b(s.a(x)) * float('nan'), a=nn.Conv2d(1, 6, 3), b=ends(6))",
+        "puts out NaN or infinity; check its weights and the images' normalisation",
+    ),
+    "weights that decay in forward": (
+        "def run(s, x):\n        s.a.weight.data.mul_(0.9)\n        return s.b(s.a(x))\n"
+        "    return Wrapped(run, a=nn.Conv2d(1, 6, 3), b=ends(6))",
+        "changes 'a.weight' in forward",
+    ),
+    "a recurrent layer behind a CNN": (
+        "return Wrapped(lambda s, x: s.b(s.r(s.a(x).mean(2).transpose(1, 2))[0][:, -1]), b=nn.Linear(5, 3), "
+        "a=nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)), r=nn.GRU(4, 5, batch_first=True))",
+        "",
+    ),
     "large weights": (
         f"net = nn.Sequential({PLAIN})\n    nn.init.constant_(net[0].weight, 1e38)\n    return net",
         "NaN",
@@ -107,12 +121,12 @@ NETS = {
     ),
     "at random": (
         "return Wrapped(lambda s, x: s.b(s.a(x) + torch.rand(1)), a=nn.Conv2d(1, 6, 3), b=ends(6))",
-        "nothing can be proven",
+        "runs on the same images again",
     ),
     "a counter": (
         "def run(s, x):\n        s.n += 1\n        return s.b(s.a(x) * s.n)\n"
         "    net = Wrapped(run, a=nn.Conv2d(1, 6, 3), b=ends(6))\n    net.n = 0\n    return net",
-        None,
+        "runs on the same images again",
     ),
     "a fixed view": (
         "return Wrapped(lambda s, x: s.b(s.a(x).view(-1, 6 * 36)), a=nn.Conv2d(1, 6, 3), b=nn.Linear(216, 3))",
@@ -127,7 +141,7 @@ NETS = {
     "no output": ("return Wrapped(lambda s, x: None, a=nn.Conv2d(1, 6, 3), b=ends(6))", None),
     "maps for logits": ("return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3))", None),
     "one output": ("return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), ends(6, 1))", None),
-    "no outputs": ("return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), ends(6, 0))", None),
+    "no outputs": ("return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), ends(6, 0))", "puts out no number"),
     "detached": ("return Wrapped(lambda s, x: s.b(s.a(x).detach()), a=nn.Conv2d(1, 6, 3), b=ends(6))", None),
     "through NumPy": (
         "return Wrapped(lambda s, x: s.b(torch.from_numpy(s.a(x).detach().numpy())), a=nn.Conv2d(1, 6, 3), b=ends(6))",
