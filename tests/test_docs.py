@@ -121,7 +121,7 @@ def known_option(dotted: str) -> bool:
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_modules_named_as_commands_exist(path: Path) -> None:
     for module in re.findall(r"python -m (benchmarks(?:\.\w+)+)\b(?!\.…)", path.read_text(encoding="utf-8")):
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{name_of(path)}: no {module}"
+X
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
@@ -190,7 +190,7 @@ def test_the_examples_of_own_code_run(tmp_path: Path, monkeypatch: pytest.Monkey
     options = ["calibration.batches=2", "calibration.batch_size=32", "plan.rank_by=energy.py:ActivationEnergy"]
     result = call("prune", "mine.toml", *(part for option in options for part in ("--set", option)))
     assert result.exit_code == 0, result.output
-    assert "equals its masked twin" in result.stdout
+    assert "equals its masked reference model" in result.stdout
     assert "energy.py:ActivationEnergy" in call("plan", "mine.toml", *(p for o in options for p in ("--set", o))).stdout
 
 
