@@ -17,6 +17,8 @@ from msgspec import Meta
 
 from infoprune.errors import UserError
 
+# Characters of a value in a message.
+LONGEST = 200
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -94,7 +96,7 @@ def check(declaring: Callable[..., Any], where: str, values: Mapping[str, Any]) 
     hints = _hints(declaring)
     for name, value in values.items():
         if not _fits(hints.get(name), value):
-            raise UserError(f"{where} {name} = {value!r}: expected {expected(hints[name])}")
+            raise UserError(f"{where} {name} = {shown(value)}: expected {expected(hints[name])}")
 
 
 @functools.cache
@@ -168,9 +170,21 @@ def expected(hint: Any) -> str:
     if typing.get_origin(hint) in (list, Sequence) and (limits := limits_of(arguments[0])) is not None:
         numbers = "whole numbers" if arguments[0].__origin__ is int else "numbers"
         return f"a list of {numbers}, each {_from(limits)}"
+    if typing.get_origin(hint) is dict:
+        return f"a table, each entry {expected(arguments[1])}"
     if typing.get_origin(hint) in (typing.Union, UnionType):
         return " or ".join(expected(argument) for argument in arguments)
-    return type_name(hint)
+    return "text" if hint is str else type_name(hint)
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long.
+
+    >>> shown("x" * 1000)[-3:], len(shown("x" * 1000))
+    ('xx…', 200)
+    """
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _from(limits: Meta) -> str:

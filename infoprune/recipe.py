@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from infoprune.errors import UserError, did_you_mean
-from infoprune.ranges import expected, type_name
+from infoprune.ranges import expected, shown, type_name
 
 Table = dict[str, Any]
 # The largest number that an option without a range of its own takes, as in functions of a user's own: seeds are
@@ -192,7 +192,7 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str, *, 
                 )
             bound[name] = option.default
             continue
-        bound[name] = _converted(table[name], option, f"[{where}] {name} = {table[name]!r}")
+        bound[name] = _converted(table[name], option, f"[{where}] {name} = {shown(table[name])}")
     return bound
 
 

@@ -54,7 +54,7 @@ def test_run_ends_with_the_table(tmp_path: Path) -> None:
     [
         (["run", "digit"], "did you mean 'digits'"),
         (["run", "digits", "--set", "finetune.epoch=3"], "no option 'epoch' in [finetune]; did you mean 'epochs'?"),
-        (["run", "digits", "--set", "finetune.epochs=three"], "expected int, got str"),
+        (["run", "digits", "--set", "finetune.epochs=three"], "expected a whole number from 0 to 100,000, got str"),
         (["run", "digits", "--set", "plan.rank_by=nothing"], "no analysis 'nothing'"),
         (["run", "digits", "--set", "plan.macs=0.0001"], "the smallest reachable is"),
         (["run", "digits", "--set", "model.weights=gone.pth"], "no file 'gone.pth'"),

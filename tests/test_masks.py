@@ -1,5 +1,7 @@
 """Masks written by hand, and plans one after the other."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ def test_masks_of_layers_become_a_plan(model: nn.Module, images: Tensor) -> None
         ({"layer1.0.conv1": [0, 0]}, "not sorted and unique"),
         ({"layer1.0.conv1": []}, "is empty; it has filters 0..3"),
         ({"layer1.0.conv1": [0, 4]}, "runs from 0 to 4; it has filters 0..3"),
-        ({"layer1.0.conv1": [-1, 2]}, "runs from -1 to 2"),
+        ({"layer1.0.conv1": [-1, 2]}, "masks = .*: expected a table, each entry a list of whole numbers, each from 0"),
         ({"conv1": [0], "layer1.0.conv2": [1]}, "masks of 'conv1' and 'layer1.0.conv2' differ"),
         ({"linear": [0]}, "'linear', which stays whole: its channels are the network's output"),
     ],
@@ -51,6 +53,13 @@ def test_masks_of_layers_become_a_plan(model: nn.Module, images: Tensor) -> None
 def test_wrong_masks_are_refused(model: nn.Module, images: Tensor, masks: dict[str, list[int]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan([], channel_graph(model, images), masks=masks)
+
+
+def test_wrong_masks_of_a_file_are_refused(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "masks.json"
+    path.write_text('{"layer1.0.conv1": [-1, 2]}')
+    with pytest.raises(UserError, match="runs from -1 to 2"):
+        plan([], channel_graph(model, images), masks=str(path))
 
 
 def test_filters_that_go_together_only() -> None:

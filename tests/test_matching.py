@@ -98,7 +98,7 @@ def test_only_classifiers_have_predictions(pair: Pair) -> None:
     graph = channel_graph(model, rest[2][0][0][:1])
     with pytest.raises(UserError, match="only a classifier"):
         match_predictions(copy.deepcopy(model), model, graph, {}, rest[2])
-    with pytest.raises(UserError, match="match is -1"):
+    with pytest.raises(UserError, match="match = -1: expected a whole number from 0"):
         repair(copy.deepcopy(model), model, graph, {}, rest[2], match=-1)
 
 

@@ -79,10 +79,11 @@ def test_the_same_seed_gives_the_same_network() -> None:
     ("options", "words"),
     [
         ({"depth": 21}, "such as 20 or 26"),
-        ({"depth": 2}, "such as 8 or 14"),
+        ({"depth": 5}, "such as 8 or 14"),
+        ({"depth": 2}, "depth = 2: expected a whole number from 4"),
         ({"widths": [32, 16, 64]}, "projection"),
         ({"widths": []}, "at least one stage"),
-        ({"classes": 0}, "at least 1"),
+        ({"classes": 0}, "classes = 0: expected a whole number from 1"),
     ],
 )
 def test_cifar_resnet_refuses_what_it_cannot_build(options: dict[str, object], words: str) -> None:
@@ -174,7 +175,7 @@ def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(monkeypatch: p
     [
         ({"architecture": "resnet5"}, "did you mean 'resnet50'"),
         ({"architecture": "resnet18", "pretrained": "IMAGENET1K"}, "did you mean 'IMAGENET1K_V1'"),
-        ({"architecture": "resnet18", "classes": 0}, "at least 1"),
+        ({"architecture": "resnet18", "classes": 0}, "classes = 0: expected a whole number from 1"),
     ],
 )
 def test_torchvision_names_are_checked(options: dict[str, object], words: str) -> None:

@@ -183,3 +183,12 @@ def test_seeds_are_what_numpy_takes() -> None:
     np.random.RandomState(limits.le)
     with pytest.raises(ValueError, match="Seed must be between"):
         np.random.RandomState(limits.le + 1)
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    with pytest.raises(UserError) as caught:
+        bound("model.lenet", hidden=[0] * 100_000)
+    said = str(caught.value)
+    assert said.startswith("[model.lenet] hidden = [0, 0, ")
+    assert "…: expected a list of whole numbers, each from 1 to 65,536" in said
+    assert len(said) < 400

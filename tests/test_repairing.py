@@ -293,7 +293,7 @@ def test_a_plan_of_another_network_is_refused() -> None:
         repair(pruned, model, graph, {}, batches)
     with pytest.raises(UserError, match="positions = -1"):
         repair(pruned, model, graph, kept, batches, positions=-1)
-    with pytest.raises(UserError, match="ridge = 0.0: expected a number above 0"):
+    with pytest.raises(UserError, match=r"ridge = 0\.0: expected a number above 0"):
         repair(pruned, model, graph, kept, batches, ridge=0.0)
     with pytest.raises(UserError, match="method is 'magic'"):
         repair(pruned, model, graph, kept, batches, method="magic")  # type: ignore[arg-type]

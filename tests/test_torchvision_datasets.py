@@ -85,7 +85,10 @@ def test_splits_may_be_spelt_out(tmp_path: Path) -> None:
         ({"dataset": "FakeData", "arguments": FAKE, "splits": {"test": {}}}, "splits has test; expected train"),
         ({"dataset": "FakeData", "arguments": FAKE, "mean": [0.5]}, "as many numbers as the images have channels, 3"),
         ({"dataset": "FakeData", "arguments": FAKE, "size": 0}, "size = 0: expected a whole number from 1"),
-        ({"dataset": "FakeData", "arguments": FAKE, "test_share": 1.0}, "test_share = 1.0: expected a number above 0 and below 1"),
+        (
+            {"dataset": "FakeData", "arguments": FAKE, "test_share": 1.0},
+            "test_share = 1.0: expected a number above 0 and below 1",
+        ),
         ({"dataset": "FakeData", "arguments": {**FAKE, "size": 1}}, "cannot set 0.2 of the 1 samples"),
     ],
 )

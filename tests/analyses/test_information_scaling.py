@@ -152,7 +152,7 @@ def test_mixing_matrices_are_row_stochastic_and_learn() -> None:
     [{"kind": "x"}, {"size": 5}, {"size": 12, "patch": 2}, {"widths": [4]}, {"size": 2, "patch": 2}, {"classes": 0}],
 )
 def test_circuits_that_cannot_be_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="convac got|classes = 0: expected a whole number from 1"):
+    with pytest.raises(UserError, match=r"convac got|classes = 0: expected a whole number from 1"):
         build(**options)
 
 
