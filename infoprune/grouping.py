@@ -336,7 +336,7 @@ def _problem(
         width = output_width(module) if member.side == "out" else input_width(module)
         if member.layer in by_keyword:
             return f"'{member.layer}' is called with its input by keyword; pass it as the first argument"
-        if is_parametrized(module):
+        if is_parametrized(module) or (isinstance(module, PRODUCERS) and not isinstance(module.weight, nn.Parameter)):
             return f"'{member.layer}' computes its weights from others; remove the parametrization first"
         for parameter in module.parameters(recurse=False):
             if len(owners[id(parameter)]) > 1:

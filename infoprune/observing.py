@@ -1,7 +1,7 @@
 """One pass over the calibration batches feeds every analysis at once, one layer at a time."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from infoprune import distributed
 from infoprune.artifacts import Analysis, BatchView, Finding, Joinable, LayerView
-from infoprune.errors import UserError, did_you_mean
+from infoprune.errors import RunError, UserError, did_you_mean, out_of_memory, told
 from infoprune.modes import evaluating
 from infoprune.vetting import check_analysis, conclude, make_analysis, name_of, telling
 
@@ -41,7 +41,8 @@ def analyze(
 
     Raises:
         UserError: for no batches, a layer name that the model lacks, labels that do not fit the logits, a NaN or
-            infinite activation, or an analysis of the user's own that fails.
+            infinite activation, a layer that puts out no tensor, or a model or an analysis of the user's own that
+            fails.
     """
     running = [make_analysis(each, {}) if isinstance(each, str) else each for each in analyses]
     for each in running:
@@ -73,18 +74,35 @@ def _observe(
     count = 0
     with evaluating(model), ExitStack() as hooks:
         batch: list[BatchView] = []
+        faults: list[Exception] = []
         for name, (module, observers) in watched.items():
-            hooks.callback(module.register_forward_hook(_hook(name, observers, batch)).remove)
+            hooks.callback(module.register_forward_hook(_hook(name, observers, batch, faults)).remove)
         for count, (images, labels) in enumerate(batches, start=1):
             batch[:] = [BatchView(images, labels, first + stride * (count - 1))]
-            if gradients:
-                _forward_and_backward(model, images, labels)
-            else:
-                with torch.no_grad():
-                    model(images)
+            with _telling_model(batch[0].index, faults):
+                if gradients:
+                    _forward_and_backward(model, images, labels)
+                else:
+                    with torch.no_grad():
+                        model(images)
             if on_batch is not None:
                 on_batch(count)
     return count
+
+
+@contextmanager
+def _telling_model(index: int, faults: Sequence[Exception]) -> Iterator[None]:
+    """Says on which batch a model fails; what analyses raise inside its forward, the faults, is theirs and passes."""
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # A user's forward raises whatever it likes.
+        if out_of_memory(error) or any(error is fault for fault in faults):
+            raise
+        raise UserError(
+            f"the model fails on calibration batch {index}: {told(error)}; check that data and model match"
+        ) from error
 
 
 def _join(analyses: Sequence[Joinable]) -> None:
@@ -126,6 +144,11 @@ def _forward_and_backward(model: nn.Module, images: Tensor, labels: Tensor) -> N
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"the model puts out a {type(logits).__name__}, but gradients are those of the loss of class logits in "
+                "one tensor; leave out the analyses that need gradients, or wrap the model"
+            )
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
             raise UserError(
                 f"labels run from {int(labels.min())} to {int(labels.max())}, but the model has {logits.shape[-1]} "
@@ -140,9 +163,14 @@ def _filters_second(module: nn.Module, maps: Tensor) -> Tensor:
 
 
 def _hook(
-    name: str, analyses: Sequence[Analysis], batch: Sequence[BatchView]
-) -> Callable[[nn.Module, object, Tensor], None]:
-    def at_forward(module: nn.Module, _: object, output: Tensor) -> None:
+    name: str, analyses: Sequence[Analysis], batch: Sequence[BatchView], faults: list[Exception]
+) -> Callable[[nn.Module, object, object], None]:
+    def at_forward(module: nn.Module, _: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"layer '{name}', a {type(module).__name__}, puts out a {type(output).__name__}; expected a tensor. "
+                "Derive such a layer from torch.nn.Module instead"
+            )
         activations = output.detach()
         # The sum is NaN or infinite as soon as one element is, and costs one pass without a temporary.
         if not torch.isfinite(activations.sum(dtype=torch.float64)):
@@ -164,7 +192,11 @@ def _hook(
 
     def show(view: LayerView, observers: Sequence[Analysis]) -> None:
         for analysis in observers:
-            with telling(analysis, f"layer '{name}', calibration batch {batch[0].index}"):
-                analysis.observe(view)
+            try:
+                with telling(analysis, f"layer '{name}', calibration batch {batch[0].index}"):
+                    analysis.observe(view)
+            except Exception as error:
+                faults.append(error)
+                raise
 
     return at_forward

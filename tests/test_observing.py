@@ -1,12 +1,14 @@
 """The one pass that feeds all analyses."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from infoprune.analyses import baselines
 from infoprune.artifacts import Finding, LayerView
 from infoprune.errors import UserError
 from infoprune.observing import analyze
@@ -143,3 +145,73 @@ def test_linear_layers_over_maps_show_their_filters_second(gradients: bool) -> N
     view = next(view for view in recorder.views if view.layer == "0")
     torch.testing.assert_close(view.activations, model[0](maps).movedim(-1, 1))
     assert view.gradients is None or view.gradients.shape == (6, 5, 4)
+
+
+class Fails(nn.Module):
+    """Fails on bright images, in a way of its own."""
+
+    def __init__(self, failure: Exception, where: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+        self.failure, self.where = failure, where
+
+    def forward(self, maps: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.conv(maps).mean((2, 3)))
+        if float(maps.detach().mean()) > self.where:
+            raise self.failure
+        return logits
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_model_that_fails_is_told_with_its_batch(gradients: bool) -> None:
+    batches = [(torch.full((2, 2, 5, 5), value), torch.zeros(2, dtype=torch.long)) for value in (-1.0, 1.0)]
+    for failure in (KeyError("bright"), IndexError(), AssertionError("no")):
+        with pytest.raises(
+            UserError, match=rf"fails on calibration batch 1: {type(failure).__name__}.*line \d+\); check"
+        ):
+            analyze(Fails(failure), batches, [Recorder(gradients)])
+    with pytest.raises(MemoryError):
+        analyze(Fails(MemoryError()), batches, [Recorder(gradients)])
+
+
+@pytest.mark.parametrize("name", ["l2", "taylor"])
+def test_a_fault_in_an_analysis_of_ours_is_not_the_models(
+    chain: nn.Module, batches: list[tuple[Tensor, Tensor]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("ours")
+
+    for kind in (baselines.L2, baselines.Taylor):
+        monkeypatch.setattr(kind, "observe", broken)
+    with pytest.raises(KeyError, match="ours"):
+        analyze(chain, batches, [name])
+
+
+def test_outputs_that_are_no_tensor_are_named(chain: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    class Tupled(nn.Conv2d):
+        def forward(self, maps: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+            return super().forward(maps), None
+
+    class Mapped(nn.Module):
+        def __init__(self, own: nn.Module) -> None:
+            super().__init__()
+            self.own = own
+
+        def forward(self, maps: Tensor) -> dict[str, Tensor]:
+            return {"out": self.own(maps)}
+
+    with pytest.raises(UserError, match="layer 'own', a Tupled, puts out a tuple; expected a tensor"):
+        analyze(Mapped(Tupled(2, 4, 1)), batches, [Recorder()])
+    with pytest.raises(UserError, match="puts out a dict, but gradients are those of the loss of class logits"):
+        analyze(Mapped(chain), batches, [Recorder(needs_gradients=True)])
+    assert len(analyze(Mapped(chain), batches, [Recorder()])) == 1
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("name", ["l1", "l2"])
+def test_norms_are_those_of_computed_weights(wrap: Callable[[nn.Module], nn.Module], name: str) -> None:
+    model = nn.Sequential(wrap(nn.Conv2d(2, 4, 3)), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+    found = analyze(model, [(torch.randn(2, 2, 5, 5), torch.zeros(2, dtype=torch.long))], [name])[0].importance["0"]
+    weight: Tensor = model[0].weight
+    expected = weight.detach().flatten(1).norm(p=int(name[1]), dim=1)
+    torch.testing.assert_close(found.float(), expected)

@@ -5,6 +5,7 @@ Each scores filters by weights, norms, gradients or chance; all of them are anal
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,8 @@ class L1(_Scores):
 
     def observe(self, view: LayerView) -> None:
         """Reads the weights; activations are not looked at."""
-        weight = view.module.get_parameter("weight").detach()
-        self._scores[view.layer] = weight.flatten(1).double().norm(p=self.norm, dim=1)
+        weight: Any = view.module.weight  # no parameter where spectral_norm and the like compute it
+        self._scores[view.layer] = weight.detach().flatten(1).double().norm(p=self.norm, dim=1)
 
 
 class L2(L1):

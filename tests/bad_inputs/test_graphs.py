@@ -464,3 +464,12 @@ def test_what_a_trial_finds_is_said_of_the_group(monkeypatch: pytest.MonkeyPatch
     refused = {group.name: group.refusal for group in channel_graph(plain(), torch.randn(IMAGES)).groups}
     assert refused["two"] == "a trial cut fails: found out"
     assert not refused["one"]
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_layers_that_compute_their_weights_stay_whole(wrap: Callable[..., nn.Module], prove: Prove) -> None:
+    model = Net(lambda net, x: net.head(F.relu(net.two(one(net, x))).mean((2, 3))), head=nn.Linear(6, 4))
+    model.one = wrap(model.one)
+    pruned, refused = prove(model.eval(), torch.randn(IMAGES))
+    assert refused["one"] == "'one' computes its weights from others; remove the parametrization first"
+    assert pruned.two.out_channels == 3
