@@ -116,11 +116,13 @@ def _inputs(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str,
     """What each layer reads in its first call."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, given: tuple[Tensor, ...]) -> None:
-        found.setdefault(name, torch.rand_like(given[0]))
+    def keep(name: str, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
+        found.setdefault(name, torch.rand_like(next(iter((*given, *named.values())))))
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: keep(name, given))
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, named, name=name: keep(name, given, named), with_kwargs=True
+        )
         for name in names
     ]
     try:

@@ -134,7 +134,7 @@ def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Kept,
     if not found.max_rel_difference <= TOLERANCE:
         layer, groups = _guilty(model, pruned, graph, kept, images)
         how = (
-            f"differs from its masked twin by {found.max_rel_difference:.2g} of the largest output (at most "
+            f"differs from its masked reference model by {found.max_rel_difference:.2g} of the largest output (at most "
             f"{TOLERANCE:g} is rounding)"
             if math.isfinite(found.max_rel_difference)
             else "puts out NaN or infinity, where the masked reference model does not"

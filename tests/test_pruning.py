@@ -195,7 +195,7 @@ def test_mask_silences_norms_and_deafens_readers(chain: nn.Module, images: Tenso
 def test_wrong_cut_is_found_out(chain: nn.Module, images: Tensor) -> None:
     graph = channel_graph(chain, images)
     pruned = prune(chain, plan_of(graph, {"first": [0, 2, 5]}))
-    with pytest.raises(RunError, match="differs from its masked twin"):
+    with pytest.raises(RunError, match="differs from its masked reference model"):
         verify(chain, pruned, graph, {"first": [0, 2, 4]}, images)
 
 

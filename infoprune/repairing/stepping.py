@@ -1,6 +1,7 @@
 """Gradient steps on a part of the pruned network towards what the unpruned one puts out there; no labels."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,12 +148,12 @@ def settle(task: Task, pruned: nn.Module, samples: int) -> None:
     sums = {norm: norm.weight.new_zeros(2, norm.num_features, dtype=torch.float64) for norm in norms}
     counts = dict.fromkeys(norms, 0)
 
-    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].transpose(0, 1).flatten(1).double()
+    def note(norm: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
+        rows = next(iter((*inputs, *named.values()))).transpose(0, 1).flatten(1).double()
         sums[norm] += torch.stack([rows.sum(1), rows.square().sum(1)])
         counts[norm] += rows.shape[1]
 
-    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    handles = [norm.register_forward_pre_hook(note, with_kwargs=True) for norm in norms]
     try:
         _mean_error(task, torch.arange(len(task.read)), samples)
     finally:

@@ -12,8 +12,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from infoprune import grouping, pruning
+from infoprune.artifacts import GroupPlan, Plan
 from infoprune.errors import RunError, UserError
-from infoprune.pruning import channel_graph
+from infoprune.pruning import channel_graph, prune
+from infoprune.repairing import repair
+from infoprune.timing import measure_timings
+from infoprune.verifying import verify
 
 Prove = Callable[..., tuple[nn.Module, dict[str, str]]]
 IMAGES = (4, 3, 8, 8)
@@ -473,3 +477,30 @@ def test_layers_that_compute_their_weights_stay_whole(wrap: Callable[..., nn.Mod
     pruned, refused = prove(model.eval(), torch.randn(IMAGES))
     assert refused["one"] == "'one' computes its weights from others; remove the parametrization first"
     assert pruned.two.out_channels == 3
+
+
+class ByKeyword(nn.Module):
+    """Gives all layers but one their input by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        self.three, self.head = nn.Conv2d(8, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = self.two(input=self.norm(input=self.one(input=images)).relu()).relu()
+        logits: Tensor = self.head(self.three(inner).relu().mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("method", ["compensate", "reconstruct", "batch_norm"])
+def test_inputs_by_keyword_are_found_where_a_network_is_repaired_and_timed(method: str) -> None:
+    model, images = ByKeyword().eval(), torch.randn(4, 3, 12, 12)
+    graph = channel_graph(model, images)
+    kept = {"three": [0, 2, 5]}
+    entry = GroupPlan("three", (0, 2, 5), 6, 3, 0, 0, "")
+    pruned = prune(model, Plan((entry,), {}, 0, 0, graph.input_shape))
+    repair(pruned, model, graph, kept, [(images, torch.tensor([0, 1, 2, 0]))] * 2, method=method)
+    assert verify(pruned, pruned, channel_graph(pruned, images), {}, images).max_rel_difference == 0
+    timings = measure_timings(model, images, graph, lambda _: (model, {}), shares=[0.5], repeats=1)
+    assert set(timings.layers) == {"one", "two", "three", "head"}
