@@ -82,7 +82,7 @@ def test_verbose_says_why_a_step_runs_again(done: Path, tmp_path: Path) -> None:
     result = call("plan", "digits", "--out", folder, "-v", *NOISY, "--set", "plan.macs=0.6")
     assert result.exit_code == 0, result.output
     said = " ".join(result.stderr.split())
-    assert "plan.json is made anew: changed are options.macs" in said
+    assert "plan.json is made again: changed are options.macs" in said
     assert "device cpu" in said
     wrong = call("plan", "digits", "--out", folder, "-v", *NOISY, "--set", "plan.macs=0.0001")
     assert wrong.exit_code == 2

@@ -121,7 +121,9 @@ def known_option(dotted: str) -> bool:
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_modules_named_as_commands_exist(path: Path) -> None:
     for module in re.findall(r"python -m (benchmarks(?:\.\w+)+)\b(?!\.…)", path.read_text(encoding="utf-8")):
-X
+        place = ROOT / module.replace(".", "/")
+        runs = place.with_suffix(".py").exists() or (place / "__main__.py").exists()
+        assert runs, f"{name_of(path)}: no {module}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
