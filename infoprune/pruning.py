@@ -139,7 +139,7 @@ def _tried(
 
 def _varied(images: Tensor) -> Tensor:
     """Images, made up where all their numbers are equal: on zeros much would agree that does not on images."""
-    if bool((images != images.flatten()[0]).any()):
+    if not images.numel() or bool((images != images.flatten()[0]).any()):
         return images
     return torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
 
