@@ -53,7 +53,7 @@ class Choosing(Surveying):
             if searching:
                 chosen = self._searched(ways, made_from)
             elif choosing:
-                _, known, remember = self._remembered("choice.json", made_from, len(ways))
+                _, known, remember = self._remembered("choice.json", made_from, len(ways), "plan.json")
                 chosen, _ = self._best(ways, known, remember)
             else:
                 chosen = self._planned(*ways.values())
@@ -70,7 +70,7 @@ class Choosing(Surveying):
     def _accept_edits(self, made_from: Mapping[str, Any]) -> None:
         """Takes a plan that was edited by hand, its figures counted again, as long as what it came from is the same."""
         path = self.out / "plan.json"
-        if self.directory.state("plan.json") != "changed":
+        if self.directory.state("plan.json") != "changed" or self.directory.damaged("plan.json") != ["plan.json"]:
             return
         content = store.read_json(path, "correct it, or remove it to have a plan made again")
         if content.get(MADE_FROM) != made_from:
@@ -188,7 +188,7 @@ class Choosing(Surveying):
             return accuracy
 
         halvings = math.ceil(math.log2(max(1.0, (1 - how["least"]) / max(how["tolerance"], 1e-6))))
-        base, known, remember = self._remembered("search.json", made_from, 1 + halvings)
+        base, known, remember = self._remembered("search.json", made_from, 1 + halvings, "plan.json")
         found = search(attempt, base, known, remember, **how)
         # Of a search that went on, the plan is made again; where nothing is to choose, its accuracy is known.
         chosen = plans.get(found.share) or self._best(limited(found.share), {"": found.accuracy})[0]
@@ -206,7 +206,7 @@ class Choosing(Surveying):
 
         def make() -> None:
             named = {block for finding in self.findings() for block in finding.removable}
-            base, known, remember = self._remembered(trials, made_from, 2 * len(named))
+            base, known, remember = self._remembered(trials, made_from, 2 * len(named), file)
 
             def attempt(blocks: tuple[str, ...]) -> float:
                 graph = self.graph_of(blocks)
@@ -235,9 +235,12 @@ class Choosing(Surveying):
         return from_json(store.read_json(path).get("removed"), tuple[str, ...], str(path))
 
     def _remembered(
-        self, file: str, made_from: Mapping[str, Any], most: int
+        self, file: str, made_from: Mapping[str, Any], most: int, of: str
     ) -> tuple[float, dict[str, float], Callable[[Mapping[str, float]], None]]:
-        """The unpruned model's validation accuracy, what was tried before of `most`, and how to note what is."""
+        """The unpruned model's validation accuracy, what was tried before of `most`, and how to note what is.
+
+        The file is a part of the artifact `of`, so that damage to it is noticed.
+        """
         before, path = self.directory.recall(file), str(self.out / file)
         if before.get(MADE_FROM) != made_from:
             before = {"base": self._accuracy(self.base), "tried": {}}
@@ -248,7 +251,7 @@ class Choosing(Surveying):
         def remember(tried: Mapping[str, float]) -> None:
             self.progress.advance("trials", len(tried), max(most, len(tried)))
             rows = {key: None if math.isnan(value) else value for key, value in tried.items()}
-            self._write_json(file, made_from, {"base": base, "tried": rows})
+            self._write_json(file, made_from, {"base": base, "tried": rows}, of)
 
         return base, known, remember
 

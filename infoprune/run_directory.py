@@ -209,6 +209,10 @@ class RunDirectory:
         """Files of an artifact that were changed since they were written."""
         return [part for part in self._parts(name) if self.state(part) in ("changed", "foreign")]
 
+    def damaged(self, name: str) -> list[str]:
+        """Files of an artifact that are not there as they were written."""
+        return [part for part in self._parts(name) if self.state(part) != "whole"]
+
     def _parts(self, name: str) -> dict[str, Entry]:
         return {part: entry for part, entry in self.entries().items() if entry.of == name}
 
