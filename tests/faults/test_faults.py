@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch.utils.data import Dataset
 
-from benchmarks.faults import FILES, RECIPE
+from benchmarks.faults.kills import FILES, RECIPE
 from infoprune import checkpoint, cli, pipeline, store, workspace
 from infoprune.errors import RunError, UserError, shortages
 from infoprune.run_directory import RunDirectory
