@@ -252,8 +252,8 @@ class Run(Choosing):
         name = self._name("trained")
         if self.directory.state(name) == "absent" or self._is_there(name, made_from):
             return
-        whole = self.directory.state(name) == "whole"
-        changes = ", ".join(differing(self._origin_of(name), made_from)) if whole else "the file itself"
+        damaged = self.directory.damaged(name)
+        changes = ", ".join(damaged or differing(self._origin_of(name), made_from)) or "files beside it"
         raise UserError(
             f"'{self._file('trained')}' holds weights of an earlier training and would be replaced (changed: "
             f"{changes}); add --replace to train again, or choose another folder with --out"
