@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from infoprune import __version__, registry, store
-from infoprune.artifacts import ModelReference, Plan
+from infoprune import __version__, bounds, registry, store
+from infoprune.artifacts import ModelReference, Plan, Verification
 from infoprune.errors import RunError, UserError, told
 from infoprune.fingerprints import depth_of, fingerprints_of
 from infoprune.loaders import from_loaders
@@ -22,6 +23,8 @@ from infoprune.splits import Data
 
 FORMAT = 1
 KEY = "infoprune"
+# What a header may hold of arguments for a model's function: levels of lists and tables, and characters.
+MOST_LEVELS, MOST_TEXT = 8, 100_000
 # Options of our data sets that say where they lie and how they are read.
 PLACING = ("root", "download", "workers", "fingerprint")
 
@@ -38,20 +41,34 @@ def build(reference: ModelReference, weights: str | Path | None = None, folder: 
     Raises:
         UserError: for an unknown model, arguments it does not take, a missing weights file, or weights that do not fit.
     """
-    model = _make("models", reference.name, reference.arguments)
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model '{reference.name}' gave a {type(model).__name__}, expected a torch.nn.Module")
-    if any(each.is_meta for each in (*model.parameters(), *model.buffers())):
-        raise UserError(f"model '{reference.name}' has weights without data (device 'meta'); build it on the CPU")
-    if weights is not None:
-        path = find_file(weights, folder)
-        tensors = store.read_tensors(path)
-        if (plan := plan_of(path)) is not None:
-            model = prune(model, plan)
-        # A family may know the names under which others have published its weights.
-        translate = getattr(model, "translate", dict)
-        store.fit_weights(model, translate(tensors), str(weights))
+    if weights is None:
+        return _network(_make("models", reference.name, reference.arguments), reference)
+    path = find_file(weights, folder)
+    plan, model = plan_of(path), without_weights(reference)
+    # A family may know the names under which others have published its weights.
+    tensors = getattr(model, "translate", dict)(store.read_tensors(path))
+    if plan is not None:
+        model = _replayed(model, plan, tensors, str(weights))
+    store.fit_weights(model, tensors, str(weights))
     return model.eval()
+
+
+def without_weights(reference: ModelReference) -> nn.Module:
+    """Builds an unpruned model whose weights will be replaced: where a family can load published ones, it does not.
+
+    Raises:
+        UserError: for an unknown model, or arguments it does not take.
+    """
+    return _network(_make("models", reference.name, reference.arguments, weights=False), reference)
+
+
+def _network(made: Any, reference: ModelReference) -> nn.Module:
+    """What a model's function gave, in evaluation mode, if it is a network."""
+    if not isinstance(made, nn.Module):
+        raise UserError(f"model '{reference.name}' gave a {type(made).__name__}, expected a torch.nn.Module")
+    if any(each.is_meta for each in (*made.parameters(), *made.buffers())):
+        raise UserError(f"model '{reference.name}' has weights without data (device 'meta'); build it on the CPU")
+    return made.eval()
 
 
 def plan_of(path: Path) -> Plan | None:
@@ -92,11 +109,16 @@ def load_data(name: str, options: Mapping[str, Any] | None = None) -> Data:
     return replace(data, fingerprint={f"options.{key}": repr(given[key]) for key in counted} | known)
 
 
-def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:
-    """Calls what a name stands for; ours have checked options, a user's own function may take anything."""
+def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any], weights: bool = True) -> Any:
+    """Calls what a name stands for; ours have checked options, a user's own function may take anything.
+
+    A family of ours that can load published weights has another function that does not, for where none are wanted.
+    """
     function, table = registry.find(kind, name), "model" if kind == "models" else "data"
     if ":" not in name:
         arguments = bind(function, arguments, table)
+        if not weights:
+            function = getattr(sys.modules[function.__module__], "without_weights", function)
     else:
         try:
             inspect.signature(function).bind(**arguments)
@@ -106,7 +128,7 @@ def _make(kind: registry.Kind, name: str, arguments: Mapping[str, Any]) -> Any:
         return function(**arguments)
     except (UserError, RunError):
         raise
-    except Exception as error:  # whatever code of a user's own, or torch with such arguments, raises
+    except (Exception, SystemExit) as error:  # whatever code of a user's own, or torch with such arguments, raises
         given = f" with {dict(arguments)}" if ":" in name else ""  # of ours, that would be the table of all options
         raise UserError(f"[{table}] '{name}' fails{given}: {told(error)}; fix the arguments or the code") from error
 
@@ -173,7 +195,7 @@ def header_of(path: Path) -> dict[str, Any]:
         raise UserError(f"'{path}' holds weights only, no infoprune checkpoint; load it with [model] weights = …")
     try:
         header: dict[str, Any] = msgspec.json.decode(text, type=dict)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"'{path}' has a damaged header: {error}; write the checkpoint again") from error
     if header.get("format") != FORMAT:
         raise UserError(
@@ -186,31 +208,77 @@ def header_of(path: Path) -> dict[str, Any]:
 def load(path: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The model of a checkpoint, in evaluation mode, equal to the saved one bit for bit.
 
-    Builds the original architecture, replays the plan, and loads the weights strictly. Nothing is unpickled.
+    Builds the original architecture, replays the plan, and loads the weights strictly. Nothing is unpickled, and
+    nothing outside the file is read: published weights that the model was once built with are not asked for again.
 
     Args:
         path: a file written by `save` or by a run.
         model: the unpruned architecture, where the checkpoint refers to code of the user's own.
-        trust_code: import and call that code instead; only for checkpoints whose origin you trust.
+        trust_code: import and call that code instead, and build and run networks of any size; only for checkpoints
+            whose origin you trust.
 
     Raises:
-        UserError: where the file is missing or damaged, does not fit the model, or refers to code that is not ours
-            and neither `model` nor `trust_code` is given.
+        UserError: where the file is missing or damaged, does not fit the model, refers to code that is not ours and
+            neither `model` nor `trust_code` is given, or asks for a network far larger than what it holds.
     """
     path = Path(path)
     header = header_of(path)
     reference: ModelReference = _convert(path, header.get("reference"), ModelReference)
     plan: Plan | None = _convert(path, header.get("plan"), Plan | None)
+    tensors = store.read_tensors(path)
     if model is None:
         if ":" in reference.name and not trust_code:
             raise UserError(
-                f"'{path}' was made from the code '{reference.name}'; give that model as load(path, model), or "
+                f"'{path}' was made from the code '{reference.name[:200]}'; give that model as load(path, model), or "
                 "trust_code=True to have it imported and called"
             )
-        model = build(reference)
-    loaded = prune(model, plan) if plan is not None else model
-    store.fit_weights(loaded, store.read_tensors(path), str(path))
-    return loaded.eval()
+        model = without_weights(reference) if trust_code else _bounded(reference, tensors, str(path))
+    if plan is not None:
+        model = prune(model, plan) if trust_code else _replayed(model, plan, tensors, str(path))
+    store.fit_weights(model, tensors, str(path))
+    return model.eval()
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    """Whether containers are nested in more levels."""
+    within = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return bool(within) and (levels == 0 or any(_is_deep(each, levels - 1) for each in within))
+
+
+def _bounded(reference: ModelReference, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+    """The model that a file from anywhere refers to, unless it is larger than the file can be the rest of."""
+    if _is_deep(reference.arguments, MOST_LEVELS) or len(msgspec.json.encode(reference)) > MOST_TEXT:
+        raise UserError(
+            f"'{source}' has a damaged header: arguments of its model in more than {MOST_LEVELS} levels or "
+            f"{MOST_TEXT:,} characters; write the checkpoint again"
+        )
+    # First without memory and numbers, which is quick; networks that need either to be built are stopped on their way.
+    try:
+        with bounds.building(tensors, source), torch.device("meta"):
+            _make("models", reference.name, reference.arguments, weights=False)
+    except bounds.BeyondBounds:
+        raise
+    except (UserError, RunError):
+        pass  # comes again where it is not for the lack of memory and numbers
+    with bounds.building(tensors, source):
+        return without_weights(reference)
+
+
+def _replayed(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+    """A model pruned by the plan in a file from anywhere, whose tensors will be loaded into it."""
+    bounds.check_rest(model, plan, tensors, source)
+    bounds.check_forward(model, plan, source)
+    return prune(model, plan)
+
+
+def proof_of(path: Path) -> Verification:
+    """How closely the pruned model in a checkpoint was found to equal its masked reference model.
+
+    Raises:
+        UserError: where the checkpoint does not say so, or is damaged.
+    """
+    proof: Verification = _convert(path, header_of(path).get("verification"), Verification)
+    return proof
 
 
 def _convert(path: Path, value: Any, kind: Any) -> Any:

@@ -126,7 +126,7 @@ class Run(Choosing):
             for done, (stage, score) in enumerate(scores.items(), start=1):
                 rows[stage] = to_json(self._measure(stage, score, options))
                 self.progress.advance("evaluate latency", done, len(scores))
-            proof = checkpoint.header_of(self._file("pruned"))["verification"]
+            proof = to_json(checkpoint.proof_of(self._file("pruned")))
             self._write_json("metrics.json", made_from, {**rows, "verification": proof})
 
         self._step("evaluate", "metrics.json", made_from, make, together=True)

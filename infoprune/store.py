@@ -131,7 +131,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     A pair of `NAME.q`, of 8-bit integers, and `NAME.scale`, one per filter, becomes `NAME.weight`, their product.
 
     Raises:
-        UserError: where the file is missing, damaged, or would need unpickling of code.
+        UserError: where the file is missing, damaged, or would need unpickling of code, or where a tensor's numbers are
+            not all there in memory, one by one: sparse, quantized, nested, or without data.
     """
     if not path.is_file():
         raise UserError(f"no weights file '{path}'")
@@ -152,6 +153,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     plain = isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())
     if not plain or not all(isinstance(name, str) for name in found):
         raise UserError(f"'{path}' holds no state_dict (a dictionary of tensors); save model.state_dict()")
+    for name, value in found.items():
+        _check_plain(name, value, path)
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
     return _dequantised(found, path)
@@ -166,15 +169,43 @@ def _check_archive(path: Path) -> None:
             raise OSError(f"it holds {path.stat().st_size:,} bytes that unpack to {size:,}, as torch never writes them")
 
 
+def _check_plain(name: str, value: Tensor, path: Path) -> None:
+    """Raises UserError for a tensor whose numbers are not laid out one by one in memory."""
+    kind = next(
+        (
+            kind
+            for kind, found in (
+                ("sparse or packed", value.layout != torch.strided),
+                ("nested", value.is_nested),
+                ("quantized", value.is_quantized),
+                ("without data (device 'meta')", value.is_meta),
+                (f"a {type(value).__name__}", type(value) not in (Tensor, nn.Parameter)),
+            )
+            if found
+        ),
+        None,
+    )
+    if kind is not None:
+        raise UserError(f"'{path}': {name} is {kind}, expected a plain tensor; save its dequantized, dense values")
+
+
 def _dequantised(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Weights stored as integers times a scale, in floating point."""
     plain = dict(tensors)
     for name in [name for name, value in tensors.items() if name.endswith(".q") and value.dtype == torch.int8]:
         layer = name.removesuffix(".q")
-        scale, value = tensors.get(f"{layer}.scale"), plain.pop(name).float()
-        if scale is None or scale.numel() not in (1, len(value)):
-            raise UserError(f"'{path}' has '{name}' without a '{layer}.scale' per filter; use an intact checkpoint")
-        plain[f"{layer}.weight"] = value * plain.pop(f"{layer}.scale").view(-1, *[1] * (value.dim() - 1))
+        scale, value = tensors.get(f"{layer}.scale"), plain.pop(name)
+        if scale is None or not value.dim() or scale.numel() not in (1, len(value)) or not scale.is_floating_point():
+            raise UserError(
+                f"'{path}' has '{name}' without a floating-point '{layer}.scale' per filter; use an intact checkpoint"
+            )
+        if f"{layer}.weight" in tensors or value.numel() > value.untyped_storage().nbytes():
+            raise UserError(
+                f"'{path}' has '{name}' beside '{layer}.weight', or as a view of fewer numbers; use an intact "
+                "checkpoint"
+            )
+        scale = plain.pop(f"{layer}.scale").float()
+        plain[f"{layer}.weight"] = value.float() * scale.reshape(-1, *[1] * (value.dim() - 1))
     return plain
 
 
@@ -182,7 +213,8 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
     """Loads weights strictly, except for batch norm's batch counters, which older files lack.
 
     Raises:
-        UserError: where names or shapes differ, or a weight is NaN or infinite; the model is then unchanged.
+        UserError: where names, shapes or kinds of numbers differ, or a weight is NaN or infinite, or becomes so in the
+            model's precision; the model is then unchanged.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
@@ -199,17 +231,33 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
                 f"weights '{source}' {problem} {', '.join(rows[:3])}{more}; check that [model] describes the "
                 "architecture these weights were saved from"
             )
-    kinds = {True: "floating-point numbers", False: "integers"}
-    for name, value in own.items():
-        if name in tensors and tensors[name].is_floating_point() != value.is_floating_point():
-            came, wanted = str(tensors[name].dtype).removeprefix("torch."), kinds[value.is_floating_point()]
+    for name, value in tensors.items():
+        came, wanted = _numbers(value.dtype), _numbers(own[name].dtype)
+        if came != wanted:
+            kind = str(value.dtype).removeprefix("torch.")
             raise UserError(
-                f"weights '{source}': {name} is of type {came}, expected {wanted}; use an intact checkpoint"
+                f"weights '{source}': {name} is of type {kind}, expected {wanted}; use an intact checkpoint"
             )
-    bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    bad = [name for name, value in tensors.items() if not _is_finite(value, own[name].dtype)]
     if bad:
         raise UserError(f"weights '{source}' hold NaN or infinity in {', '.join(bad[:3])}; use an intact checkpoint")
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def _numbers(dtype: torch.dtype) -> str:
+    """The kind of numbers of a type, in words; types of one kind can be converted into each other."""
+    if not dtype.is_floating_point:
+        return "complex numbers" if dtype.is_complex else "integers"
+    # Two numbers of four bits share a byte there, so that shapes do not tell how many there are.
+    return "packed numbers" if dtype == torch.float4_e2m1fn_x2 else "floating-point numbers"
+
+
+def _is_finite(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether numbers are finite in the type into which they are loaded."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return True
+    loaded = value.to(dtype)
+    return bool((loaded.float() if dtype.itemsize == 1 else loaded).isfinite().all())  # unknown for eight bits
 
 
 def file_fingerprint(path: Path) -> str:

@@ -182,9 +182,10 @@ class Workspace:
         held = self.directory.entries()
         for option, file in self._input_files():
             name = self.directory.name_of(file)
-            listed = name in held
-            trained = listed and held[name].of == self._name("trained")
-            if name is not None and not trained and (listed or file.suffix != ".py"):
+            if name is None:
+                continue
+            trained = name in held and held[name].of == self._name("trained")
+            if not trained and (name in held or file.suffix != ".py"):
                 raise UserError(
                     f"{option} = '{file}' is '{name}' of the run directory '{self.out}', whose files this run "
                     "replaces; choose another run directory with --out, or copy the file"
@@ -306,8 +307,9 @@ class Workspace:
         if stage == "base":
             return self.base
         if stage not in self._models:
-            whole = checkpoint.build(self.settings.model) if self.first_round else copy.deepcopy(self.base)
-            self._models[stage] = checkpoint.load(self._file(stage), whole).to(self.device)
+            whole = checkpoint.without_weights(self.settings.model) if self.first_round else copy.deepcopy(self.base)
+            # This run wrote the file, so that what it asks for is what the recipe asked for.
+            self._models[stage] = checkpoint.load(self._file(stage), whole, trust_code=True).to(self.device)
         return self._models[stage]
 
     def _save(self, stage: str, model: nn.Module, made_from: Mapping[str, Any], of: str = "", **notes: Any) -> None:
@@ -339,7 +341,7 @@ class Workspace:
             self.directory.write(history, lambda temporary: write_history(temporary, records), main, origin)
         if weights := epochs.weights(other):
             counterpart = copy.deepcopy(model)
-            counterpart.load_state_dict(weights)
+            store.fit_weights(counterpart, weights, str(epochs.path))
             self._save(f"{stage}-{other}", counterpart, made_from, main)
         self._save(stage, model, made_from)
         distributed.wait()

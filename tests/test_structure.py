@@ -62,6 +62,7 @@ ANNEXES = {
     "repeatability": "pruning",
     "timing": "profiling",
     "narrowing": "checkpoint",
+    "bounds": "checkpoint",
     "peers": "pruning",
     "starting": "settings",
     "option_tables": "settings",

@@ -1,12 +1,15 @@
 """torchvision's networks from weights files and for segmentation, and images prepared as published weights expect."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import models
+from torchvision.models import WeightsEnum
 
 from infoprune.datasets import image_folder
 from infoprune.errors import UserError
@@ -105,3 +108,41 @@ def test_images_reach_the_network_as_its_weights_expect(tmp_path: Path) -> None:
 def test_weights_without_a_known_preparation_are_told(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no classification weights of torchvision .*ResNet50_Weights.IMAGENET1K_V2"):
         image_folder.load(root=str(tmp_path), expected_by=name)
+
+
+SAYING_MORE = [("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"), ("maxvit_t", "DEFAULT"), ("googlenet", "DEFAULT")]
+SAYING_MORE += [("inception_v3", "DEFAULT"), ("fcn_resnet50", "DEFAULT"), ("resnet18", "DEFAULT")]
+
+
+@pytest.mark.parametrize(("architecture", "weights"), SAYING_MORE)
+@pytest.mark.parametrize("classes", [None, 7])
+def test_without_weights_the_network_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, weights: str, classes: int | None
+) -> None:
+    """What published weights say of an architecture counts, though none are read: sizes, and transformed inputs."""
+    asked: list[Any] = []
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *_, **__: asked.append(self))
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
+    with torch.device("meta"):
+        bare = torchvision_models.without_weights(architecture=architecture, pretrained=weights, classes=classes)
+        assert not asked
+        whole = torchvision_models.build(architecture=architecture, pretrained=weights, classes=classes)
+    assert asked
+    shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (bare, whole)]
+    assert shapes[0] == shapes[1]
+    assert getattr(bare, "transform_input", None) == getattr(whole, "transform_input", None)
+
+
+def test_published_weights_of_networks_with_auxiliary_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = models.googlenet(aux_logits=True, init_weights=False, transform_input=True).eval()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: original.state_dict())
+    model = torchvision_models.build(architecture="googlenet", pretrained="DEFAULT")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), original(images), rtol=0, atol=0)
+    assert model.train()(images).shape == (2, 1000)  # and no tuple with the heads
+
+
+def test_weights_without_a_classifier_are_told() -> None:
+    with pytest.raises(UserError, match="have no classifier"):
+        torchvision_models.build(architecture="vgg16", pretrained="IMAGENET1K_FEATURES")

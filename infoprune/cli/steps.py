@@ -109,10 +109,10 @@ def _proof(job: "Run") -> Shown:
     from infoprune import checkpoint
 
     plan = job.planned
-    proof = checkpoint.header_of(job.out / "pruned.safetensors")["verification"]
+    proof = checkpoint.proof_of(job.out / "pruned.safetensors")
     value = {"macs_before": plan.macs_before, "macs_after": plan.macs_after, "verification": proof}
-    said = f"{plan.macs_before:,} → {plan.macs_after:,} MACs; equals its masked twin within "
-    return Shown(value, [said + f"{proof['max_rel_difference']:.1e} of the largest output"])
+    said = f"{plan.macs_before:,} → {plan.macs_after:,} MACs; equals its masked reference model within "
+    return Shown(value, [said + f"{proof.max_rel_difference:.1e} of the largest output"])
 
 
 def _file(job: "Run") -> Shown:

@@ -1,5 +1,6 @@
 """Every convolutional network of timm, a package of its own (`pip install timm`), by the name it has there."""
 
+import re
 from typing import Any
 from urllib.error import URLError
 
@@ -33,7 +34,8 @@ def build(
     except ModuleNotFoundError as missing:
         raise UserError("networks of timm need the package timm: pip install timm") from missing
     known = timm.list_models()
-    if architecture.split(".")[0] not in known:
+    # A tag of other characters would be a place: timm's names may also be addresses and folders.
+    if architecture.split(".")[0] not in known or not re.fullmatch(r"\w+(\.\w+)?", architecture):
         raise UserError(f"timm has no network '{architecture}'{did_you_mean(architecture, known)}")
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     try:
@@ -46,3 +48,21 @@ def build(
     except RuntimeError as failure:  # of timm's own: no such weights, a tag that it does not know
         raise UserError(f"timm cannot build {architecture}: {failure}") from failure
     return model
+
+
+@in_range("[model]")
+def without_weights(
+    *, architecture: str, pretrained: bool = False, classes: Classes | None = None, input_channels: Channels = 3
+) -> nn.Module:
+    """The network of `build` with initial weights: nothing is downloaded, whatever `pretrained` says.
+
+    Args:
+        architecture: as for `build`; a tag's size of images and number of classes are kept.
+        pretrained: no matter.
+        classes: as for `build`.
+        input_channels: as for `build`.
+
+    Raises:
+        UserError: as `build` does.
+    """
+    return build(architecture=architecture, pretrained=False, classes=classes, input_channels=input_channels)

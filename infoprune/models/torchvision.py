@@ -42,6 +42,52 @@ def build(*, architecture: str, pretrained: str | None = None, classes: Classes 
     """
     from torchvision import models
 
+    outputs, options = _usual(architecture)
+    if pretrained is None:
+        outputs = classes or outputs
+        network: nn.Module = models.get_model(architecture, weights=None, num_classes=outputs, **options)
+    elif pretrained.endswith(FILES):
+        network = _with_file(architecture, Path(pretrained), {"num_classes": outputs, **options})
+    else:
+        network, outputs = _with_weights(architecture, pretrained)
+    if classes is not None and classes != outputs:
+        _renew_head(network, outputs, classes)
+    return network
+
+
+@in_range("[model]")
+def without_weights(*, architecture: str, pretrained: str | None = None, classes: Classes | None = None) -> nn.Module:
+    """The network of `build` with initial weights: no file is read, and nothing downloaded.
+
+    Args:
+        architecture: as for `build`.
+        pretrained: as for `build`; what the weights say of the architecture is kept, such as a size of images.
+        classes: as for `build`.
+
+    Raises:
+        UserError: as `build` does, and where nothing but the file of weights says what the network computes.
+    """
+    from torchvision import models
+
+    outputs, options = _usual(architecture)
+    if pretrained is not None and not pretrained.endswith(FILES):
+        outputs, said = _said_by(architecture, _published(architecture, pretrained))
+        options |= said
+    elif pretrained is not None and architecture in AUXILIARY_HEADS:
+        raise UserError(
+            f"whether {architecture} transforms its inputs is told by the file '{pretrained}' alone, which is not read "
+            "where other weights are loaded; give the network itself as load(path, model), or leave out pretrained"
+        )
+    network: nn.Module = models.get_model(architecture, weights=None, num_classes=outputs, **options)
+    if classes is not None and classes != outputs:
+        _renew_head(network, outputs, classes)
+    return network
+
+
+def _usual(architecture: str) -> tuple[int, dict[str, Any]]:
+    """The number of outputs of a network without weights, and torchvision's other options for it."""
+    from torchvision import models
+
     segmenting = models.list_models(module=models.segmentation)
     known = [*models.list_models(module=models), *segmenting]
     if architecture not in known:
@@ -49,23 +95,9 @@ def build(*, architecture: str, pretrained: str | None = None, classes: Classes 
             f"torchvision has no classification or segmentation network '{architecture}'"
             f"{did_you_mean(architecture, known)}"
         )
-    options: dict[str, Any] = {"aux_logits": False} if architecture in AUXILIARY_HEADS else {}
-    if pretrained is not None and not pretrained.endswith(FILES):
-        network, outputs = _with_weights(architecture, pretrained, options)
-    else:
-        outputs = 21 if architecture in segmenting else 1000
-        if architecture in AUXILIARY_HEADS:
-            options["init_weights"] = True  # torchvision warns where this is left to its default
-        if architecture in segmenting:
-            options["weights_backbone"] = None
-        if pretrained is not None:
-            network = _with_file(architecture, Path(pretrained), {"num_classes": outputs, **options})
-        else:
-            outputs = classes or outputs
-            network = models.get_model(architecture, weights=None, num_classes=outputs, **options)
-    if classes is not None and classes != outputs:
-        _renew_head(network, outputs, classes)
-    return network
+    if architecture in AUXILIARY_HEADS:
+        return 1000, {"aux_logits": False, "init_weights": True}  # torchvision warns where the latter is not given
+    return (21, {"weights_backbone": None}) if architecture in segmenting else (1000, {})
 
 
 def _with_file(architecture: str, file: Path, options: dict[str, Any]) -> nn.Module:
@@ -91,8 +123,8 @@ def _with_file(architecture: str, file: Path, options: dict[str, Any]) -> nn.Mod
     return network
 
 
-def _with_weights(architecture: str, pretrained: str, options: dict[str, Any]) -> tuple[nn.Module, int]:
-    """The pretrained network and its number of classes."""
+def _published(architecture: str, pretrained: str) -> Any:
+    """What torchvision knows of the weights that it publishes under a name."""
     from torchvision import models
 
     published = models.get_model_weights(architecture)
@@ -102,16 +134,40 @@ def _with_weights(architecture: str, pretrained: str, options: dict[str, Any]) -
             f"torchvision has no weights '{pretrained}' for {architecture}"
             f"{did_you_mean(pretrained, published.__members__)}"
         )
-    weights = published[pretrained]
+    if published[pretrained].meta["categories"] is None:
+        raise UserError(f"torchvision's weights '{pretrained}' of {architecture} have no classifier; take others")
+    return published[pretrained]
+
+
+def _said_by(architecture: str, weights: Any) -> tuple[int, dict[str, Any]]:
+    """The number of outputs, and what else of the architecture torchvision takes from published weights."""
+    said: dict[str, Any] = {}
+    if architecture in AUXILIARY_HEADS:
+        said["transform_input"] = True
+    if architecture.startswith("vit_"):
+        said["image_size"] = weights.meta["min_size"][0]
+    if architecture.startswith("maxvit_"):
+        said["input_size"] = weights.meta["min_size"]
+    return len(weights.meta["categories"]), said
+
+
+def _with_weights(architecture: str, pretrained: str) -> tuple[nn.Module, int]:
+    """The pretrained network and its number of classes."""
+    from torchvision import models
+
+    weights = _published(architecture, pretrained)
     try:
-        network = models.get_model(architecture, weights=weights, **options)
+        network = models.get_model(architecture, weights=weights)
     except (URLError, OSError) as failure:
         raise RunError(
             f"cannot download {weights.url}: {failure}; fetch it where there is a network and put it into "
             f"{torch.hub.get_dir()}/checkpoints"
         ) from failure
-    if getattr(network, "aux_classifier", None) is not None:
-        network.aux_classifier = None  # torchvision builds what the weights hold
+    for name in ("aux_classifier", "aux1", "aux2", "AuxLogits"):  # torchvision builds what the weights hold
+        if getattr(network, name, None) is not None:
+            setattr(network, name, None)
+    if architecture in AUXILIARY_HEADS:
+        network.aux_logits = False
     return network, len(weights.meta["categories"])
 
 
