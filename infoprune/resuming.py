@@ -1,6 +1,7 @@
 """A training's state between epochs in one file, so that a killed process loses at most the epoch it was in."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from infoprune.errors import UserError
 from infoprune.training.epochs import kept_weights
 
 KEY = "training"
+LOGGER = logging.getLogger(__name__)
 
 
 class EpochFile:
@@ -30,29 +32,58 @@ class EpochFile:
         self.path, self.made_from = Path(path), to_json(made_from or {})
 
     def load(self, made_by: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The state saved by a training with equal options; `None` where there is none, or one from something else.
+        """The state saved by a training with equal options.
 
-        Raises:
-            UserError: for a damaged file.
+        `None` where there is none, where it came from something else, and, with a warning, where the file is damaged.
         """
         if not self.path.exists():
             return None
         try:
-            header = json.loads(store.read_metadata(self.path)[KEY])
-        except (KeyError, json.JSONDecodeError) as error:
-            raise UserError(f"'{self.path}' holds no state of a training; remove it to start anew") from error
-        if header["made_from"] != self._origin(made_by):
+            header = self._header()
+            if header.get("made_from") != self._origin(made_by):
+                return None
+            notes = header.get("notes")
+            if not isinstance(notes, dict):
+                raise UserError(f"'{self.path}' holds no notes of a training")
+            tensors = store.read_tensors(self.path)
+            if header.get("checksum") != _checksum(tensors, notes):
+                raise UserError(f"'{self.path}' changed after it was written")
+            return tensors, notes
+        except UserError as error:
+            LOGGER.warning("%s; training starts from the beginning", error)
             return None
-        return store.read_tensors(self.path), header["notes"]
+
+    def _header(self) -> dict[str, Any]:
+        """What the file says of itself.
+
+        Raises:
+            UserError: where it is damaged, or of another kind.
+        """
+        try:
+            header = json.loads(store.read_metadata(self.path).get(KEY, "null"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"'{self.path}' holds no state of a training: {error}") from error
+        if not isinstance(header, dict):
+            raise UserError(f"'{self.path}' holds no state of a training")
+        return header
 
     def save(self, made_by: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Replaces what was saved before."""
-        header = {"made_from": self._origin(made_by), "notes": notes}
+        header = {"made_from": self._origin(made_by), "notes": notes, "checksum": _checksum(tensors, notes)}
         store.write_tensors(self.path, tensors, {KEY: json.dumps(header)})
 
     def weights(self, which: Literal["best", "last"]) -> dict[str, Tensor]:
         """The weights that training kept of the best epoch or the last; empty where no epoch was saved."""
-        return kept_weights(which, store.read_tensors(self.path)) if self.path.exists() else {}
+        if not self.path.exists():
+            return {}
+        try:
+            origin = self._header().get("made_from")
+            # A training of no epochs leaves the file as it was, which may be another one's, or damaged.
+            own = isinstance(origin, dict) and origin.get("inputs") == self.made_from
+            return kept_weights(which, store.read_tensors(self.path)) if own else {}
+        except UserError as error:
+            LOGGER.warning("%s; the weights of the %s epoch are not kept", error, which)
+            return {}
 
     def clear(self) -> None:
         """Removes the file, and what a process that was killed while it wrote has left beside it; the first's task."""
@@ -64,3 +95,8 @@ class EpochFile:
 
     def _origin(self, made_by: Mapping[str, Any]) -> Any:
         return json.loads(json.dumps({"options": to_json(dict(made_by)), "inputs": self.made_from}))
+
+
+def _checksum(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> str:
+    """By which damage that leaves a valid file is found; notes as they come back from JSON."""
+    return store.value_fingerprint([store.tensors_fingerprint(tensors), json.loads(json.dumps(notes))])

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +181,152 @@ def test_other_inputs_start_anew(tmp_path: Path) -> None:
     assert EpochFile(path, {"data": "a"}).load({}) is not None
 
 
-@pytest.mark.parametrize("content", [b"torn", None])
-def test_a_file_that_is_no_state_is_named(tmp_path: Path, content: bytes | None) -> None:
+def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], Any]) -> None:
+    """Writes a state again, with a checksum that fits, after a change of its header and tensors.
+
+    The change is made in place, but for a header of another type, which it gives.
+    """
+    header, tensors = json.loads(store.read_metadata(path)["training"]), store.read_tensors(path)
+    given = change(header, tensors)
+    header["checksum"] = store.value_fingerprint([store.tensors_fingerprint(tensors), header.get("notes")])
+    store.write_tensors(path, tensors, {"training": json.dumps(header if given is None else given)})
+
+
+def put(*names: Any, value: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    """A change of one field of a header."""
+
+    def change(header: Any, _: object) -> None:
+        for name in names[:-1]:
+            header = header[name]
+        header[names[-1]] = value
+
+    return change
+
+
+def drop(*names: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    """A change that takes a field out of a header."""
+
+    def change(header: Any, _: object) -> None:
+        for name in names[:-1]:
+            header = header[name]
+        del header[names[-1]]
+
+    return change
+
+
+def tensor(name: str, value: Tensor | None) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    """A change of one tensor, or of whether there is one."""
+
+    def change(_: object, tensors: dict[str, Tensor]) -> None:
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+
+    return change
+
+
+FIELDS = ("history", "best", "step", "scaler", "iterations")
+DAMAGES: dict[str, Any] = {
+    "a list for a header": lambda header, tensors: [],
+    "no header": lambda header, tensors: {},
+    "no origin": drop("made_from"),
+    "no notes": drop("notes"),
+    "null for notes": put("notes", value=None),
+    "a list for notes": put("notes", value=[]),
+    **{f"no {field}": drop("notes", field) for field in FIELDS},
+    **{f"text for {field}": put("notes", field, value="x") for field in FIELDS},
+    **{f"null for {field}": put("notes", field, value=None) for field in FIELDS},
+    "a checksum of something else": lambda header, tensors: {**header, "checksum": "0" * 64},
+    "a scaler where there is none": put("notes", "scaler", value={"scale": 1.0}),
+    "a history of numbers": put("notes", "history", value=[1, 2]),
+    "an epoch without a loss": drop("notes", "history", 0, "train_loss"),
+    "an unknown epoch": put("notes", "history", 1, "epoch", value=7),
+    "more epochs than asked for": lambda header, _: header["notes"].update(history=header["notes"]["history"] * 9),
+    "half an epoch": put("notes", "step", value=3),
+    "a best epoch to come": put("notes", "best", value=[0.5, -1.0, 4]),
+    "two numbers for the best": put("notes", "best", value=[0.5, -1.0]),
+    "iterations below zero": put("notes", "iterations", value=-1),
+    "endless iterations": put("notes", "iterations", value=10**30),
+    "no weight": tensor("model.1.weight", None),
+    "no running mean": tensor("average.module.2.running_mean", None),
+    "no best weight": tensor("best.1.weight", None),
+    "another weight": tensor("model.9.weight", torch.ones(1)),
+    "a weight of another shape": tensor("model.1.weight", torch.ones(8, 15)),
+    "a weight of integers": tensor("model.1.weight", torch.ones(8, 16, dtype=torch.int64)),
+    "momentum of another shape": tensor("optimizer.0.momentum_buffer", torch.ones(3)),
+    "momentum of nothing": tensor("optimizer.99.momentum_buffer", torch.ones(3)),
+    "momentum without a number": tensor("optimizer.x", torch.ones(3)),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The state of a training after two epochs."""
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("saved") / "epochs.safetensors"
+    with pytest.raises(Interrupt):
+        train(path, stopping_at(2 * STEPS + 1))
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[dict[str, Tensor], list[EpochRecord]]:
+    """The training without an interruption."""
+    torch.set_num_threads(1)
+    return train(None)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_state_is_left_alone(
+    tmp_path: Path, saved: bytes, plain: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, steps = tmp_path / "epochs.safetensors", list[int]()
+    path.write_bytes(saved)
+    changed(path, DAMAGES[name])
+    assert same(train(path, lambda done, _: steps.append(done)), plain)
+    assert steps[0] == 1, "it went on from a damaged state"
+    # A state without an origin is that of another training, which is nothing to warn of.
+    assert ("training starts from the beginning" in caplog.text) == (name not in ("no origin", "no header"))
+
+
+def test_an_intact_state_that_was_written_again_is_gone_on_from(tmp_path: Path, saved: bytes, plain: Any) -> None:
+    """The changes above are what keeps training from going on, not the way in which they are made."""
+    path, steps = tmp_path / "epochs.safetensors", list[int]()
+    path.write_bytes(saved)
+    changed(path, lambda header, tensors: None)
+    assert same(train(path, lambda done, _: steps.append(done)), plain)
+    assert steps[0] == 2 * STEPS + 1
+
+
+def test_adamw_lacks_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, options = tmp_path / "epochs.safetensors", {"optimizer": "adamw", "learning_rate": 0.01, "epochs": 2}
+    with pytest.raises(Interrupt):
+        train(path, stopping_at(STEPS + 1), **options)
+    changed(path, tensor("optimizer.0.exp_avg_sq", None))
+    assert same(train(path, **options), train(None, **options))
+    assert "it lacks 'optimizer.0.exp_avg_sq'" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"torn", b"", None, "null", "[]", "3", "{", "[" * 100_000])
+def test_a_file_that_is_no_state_is_left_alone(
+    tmp_path: Path, content: bytes | str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "epochs.safetensors"
-    if content is None:
-        store.write_tensors(path, {"x": torch.ones(1)}, {})
-    else:
+    if isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(UserError, match="remove it"):
-        EpochFile(path).load({})
+    else:
+        store.write_tensors(path, {"x": torch.ones(1)}, {} if content is None else {"training": content})
+    assert EpochFile(path).load({}) is None
+    assert "training starts from the beginning" in caplog.text
+    assert EpochFile(path).weights("best") == {}
+
+
+def test_weights_of_another_training_are_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "epochs.safetensors"
+    EpochFile(path, {"data": "a"}).save({}, {"best.x": torch.ones(1)}, {})
+    assert EpochFile(path, {"data": "b"}).weights("best") == {}
+    assert [*EpochFile(path, {"data": "a"}).weights("best")] == ["x"]
 
 
 def test_histories_come_back(tmp_path: Path) -> None:

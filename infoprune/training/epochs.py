@@ -1,6 +1,7 @@
 """One training as it goes: a step, an epoch, the state between epochs, and what is handed over at the end."""
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -30,10 +31,11 @@ from infoprune.training.measuring import (
 )
 from infoprune.training.mixing import Mixer
 from infoprune.training.objectives import Objective
+from infoprune.training.saved import AVERAGE, BEST, MODEL, OPTIMIZER, checked, under
 
 CHECK_EVERY = 32  # steps between two looks for NaN: every look makes a GPU wait
-OPTIMIZER, MODEL, AVERAGE, BEST = "optimizer.", "model.", "average.", "best."
 Pair = tuple[Tensor, Tensor]
+LOGGER = logging.getLogger(__name__)
 
 
 class Training:
@@ -183,22 +185,27 @@ class Training:
         return tensors, notes
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Puts back what `state` gave."""
-        self.model.load_state_dict(_under(MODEL, tensors))
+        """Puts back what `state` gave; anything else is left alone, with a warning, and the first epoch comes next."""
+        try:
+            said = checked(self, tensors, notes)
+        except UserError as error:
+            LOGGER.warning("the saved state of a training is damaged: %s; training starts from the beginning", error)
+            return
+        self.model.load_state_dict(under(MODEL, tensors))
         if self.average is not None:
-            self.average.load_state_dict(_under(AVERAGE, tensors))
-        self.best_state = {name: value.to(self.device) for name, value in _under(BEST, tensors).items()}
+            self.average.load_state_dict(under(AVERAGE, tensors))
+        self.best_state = {name: value.to(self.device) for name, value in under(BEST, tensors).items()}
         descent: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(OPTIMIZER, tensors).items():
+        for name, value in under(OPTIMIZER, tensors).items():
             index, _, key = name.partition(".")
             descent.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": descent})
-        self.scaler.load_state_dict(notes["scaler"])
-        self.history = [EpochRecord(**record) for record in notes["history"]]
-        self.best, self.best_epoch = (notes["best"][0], notes["best"][1]), int(notes["best"][2])
-        self.step = notes["step"]
-        if notes["iterations"] is not None:
-            self.batches.epoch = notes["iterations"]  # type: ignore[attr-defined]
+        self.scaler.load_state_dict(said.scaler)
+        self.history = list(said.history)
+        self.best, self.best_epoch = said.best[:2], said.best[2]
+        self.step = said.step
+        if said.iterations is not None:
+            self.batches.epoch = said.iterations  # type: ignore[attr-defined]
 
     def deliver(self) -> None:
         """Puts the weights that are kept into the model, in the layout that it had."""
@@ -225,17 +232,13 @@ class Training:
 def kept_weights(which: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the "best" or the "last" epoch in a saved state; empty where there was no validation."""
     if which == "best":
-        return _under(BEST, tensors)
-    return _under(AVERAGE + "module.", tensors) or _under(MODEL, tensors)
+        return under(BEST, tensors)
+    return under(AVERAGE + "module.", tensors) or under(MODEL, tensors)
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
     # Batch norms' statistics are averaged like the weights that they belong to.
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _groups(batches: Loader, size: int) -> Iterator[list[Pair]]:
