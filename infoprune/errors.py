@@ -93,10 +93,10 @@ def told(error: BaseException) -> str:
     ...     told(error)
     "KeyError: 'width' (<doctest infoprune.errors.told[0]>, line 2)"
     """
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = list(traceback.extract_tb(error.__traceback__))
     if isinstance(error, SystemExit):  # raised by `exit` or argparse; who called them is wanted
-        library = sysconfig.get_path("stdlib")
-        frames = [frame for frame in frames if "site-packages" in frame.filename or library not in frame.filename]
+        library = (sysconfig.get_path("stdlib"), "<frozen ")
+        frames = [each for each in frames if "-packages" in each.filename or not each.filename.startswith(library)]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}{f': {words}' if words else ''}{'' if isinstance(error, SyntaxError) else where}"

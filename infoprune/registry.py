@@ -147,7 +147,7 @@ def _from_package(source: str) -> ModuleType:
             f"cannot import '{source}': no module named '{missing.name}'; give a dotted path that Python can import "
             "from here, or a file as path/to/file.py:function"
         ) from missing
-    except Exception as error:  # it is the user's code that runs
+    except (Exception, SystemExit) as error:  # it is the user's code that runs
         raise UserError(f"importing '{source}' fails: {told(error)}; mend it") from error
 
 
@@ -163,6 +163,6 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules.setdefault(path.stem, module)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's code that runs
+    except (Exception, SystemExit) as error:  # it is the user's code that runs
         raise UserError(f"importing '{path}' fails: {told(error)}; mend it") from error
     return module

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -106,12 +107,12 @@ class Batches:
             whole = BatchSampler(sampler, self.batch_size, drop_last=False)
             return DataLoader(self.dataset, sampler=whole, batch_size=None, generator=generator)
         return DataLoader(
-            self.dataset,
+            _WithoutExit(self.dataset),
             sampler=sampler,
             batch_size=self.batch_size,
             num_workers=self.workers,
             generator=generator,
-            collate_fn=self.collate,
+            collate_fn=None if self.collate is None else partial(_without_exit, self.collate),
             pin_memory=self.device.type == "cuda",  # so that copying to it overlaps with computing
         )
 
@@ -127,6 +128,28 @@ class Batches:
         size = sum(tensor.numel() * tensor.element_size() for tensor in dataset.tensors)
         if self.device.type != "cpu" and size <= KEPT_ON_DEVICE:
             self.dataset = TensorDataset(*(tensor.to(self.device) for tensor in dataset.tensors))
+
+
+class _WithoutExit(Dataset[Any]):
+    """A data set whose calls of `exit` are errors like others, which torch passes on from the processes that load."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, places: list[int]) -> list[Any]:
+        """As torch's loaders fetch samples: by the data set's own `__getitems__`, where it has one."""
+        fetch = getattr(self.dataset, "__getitems__", None) or (lambda places: [self.dataset[each] for each in places])
+        samples: list[Any] = _without_exit(fetch, places)
+        return samples
+
+
+def _without_exit(function: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return function(argument)
+    except SystemExit as error:
+        raise UserError(
+            f"the data set ended the process by {told(error)}; raise an error instead, or take the call out"
+        ) from error
 
 
 def _without_advice(load: Callable[[torch.Generator], DataLoader[Any]], generator: torch.Generator) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from infoprune import __version__
 from infoprune.allocator import keep_freed_memory
 from infoprune.cli.advice import depth, inspect, widths
 from infoprune.cli.comparison import compare
-from infoprune.cli.display import failures
+from infoprune.cli.display import failures, standard_output
 from infoprune.cli.interrupting import interruptible
 from infoprune.cli.reference import check_estimator, completion, doctor, new, options, recipes
 from infoprune.cli.steps import STEPS, run, step_commands, train
@@ -35,6 +35,10 @@ class _Map(click.Group):
             with formatter.section(heading):
                 rows = [(f"{command.name:{widest}}", command.get_short_help_str(200)) for command in commands]
                 formatter.write_dl(rows)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with standard_output():
+            return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         keep_freed_memory()

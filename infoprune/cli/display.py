@@ -6,13 +6,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from infoprune.errors import RunError, UserError
+from infoprune.errors import RunError, UserError, told
 
 # torchrun numbers the processes that it starts; only the first shows how far the job is and what came of it.
 PROCESS = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
@@ -110,14 +110,80 @@ def duration(seconds: float) -> str:
 def failures(known: Mapping[str, Any]) -> Iterator[None]:
     """A user's mistake ends with exit code 2 and a message, a failed run with 1; anything else is a bug of ours.
 
+    A user's own code that calls `exit` makes a mistake too: whatever it meant to say, nobody would hear it.
+
     Args:
         known: what the command has said of itself until then: whether it is "verbose".
     """
     try:
         yield
-    except (UserError, RunError) as error:
+    except (UserError, RunError, SystemExit) as error:
         if known.get("verbose"):
             traceback.print_exc()
-        who = f"process {PROCESS}: " if PROCESS else ""
-        err.print(f"[bold red]error:[/] {who}{escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        _end(error)
+
+
+def _end(error: UserError | RunError | SystemExit) -> NoReturn:
+    words = str(error)
+    if isinstance(error, SystemExit):
+        words = f"code of your own ended the process by {told(error)}; raise an error instead, or take the call out"
+    who = f"process {PROCESS}: " if PROCESS else ""
+    err.print(f"[bold red]error:[/] {who}{escape(words)}", highlight=False, soft_wrap=True)
+    sys.exit(1 if isinstance(error, RunError) else 2)
+
+
+class _Unwritable(Exception):
+    """Standard output takes no more."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(cause.strerror)
+        self.closed = isinstance(cause, BrokenPipeError)
+
+
+class _Output:
+    """A stream whose failures can be told from those of other files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise _Unwritable(error) from error
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise _Unwritable(error) from error
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Ends the process with exit code 1 where standard output takes no more: with a message, unless its reader left.
+
+    Everything is written before the end, since nobody hears of what the interpreter cannot write after it.
+    """
+    before = sys.stdout
+    if before is None:  # closed before this process began
+        yield
+        return
+    guarded = _Output(before)
+    sys.stdout = cast(TextIO, guarded)
+    try:
+        try:
+            yield
+        finally:
+            guarded.flush()
+    except _Unwritable as error:
+        # What is left in the buffer would be tried again, and complained about, at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), before.fileno())
+        if error.closed:
+            sys.exit(1)
+        _end(RunError(f"cannot write to standard output: {error}; make room there, or send it elsewhere"))
+    finally:
+        sys.stdout = before

@@ -58,16 +58,27 @@ def new(path: Path, model: str, data: str, weights: str | None, given: tuple[str
     """Write a recipe for a model and a data set to PATH, with all their options at hand as comments."""
     from infoprune.starting import starting_recipe
 
-    if path.exists():
-        raise UserError(f"'{path}' is there already; choose another name")
     text = starting_recipe(f"{model} on {data}", model, data, weights, given)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}; choose another place") from error
+    _write_new(path, text)
     if not quiet:
         name = escape(str(path))
         out.print(f"wrote {name}; infoprune inspect {name} shows what could be cut", soft_wrap=True)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Writes a file where there is none yet, not even a link to nowhere."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError as error:
+        raise UserError(f"'{path}' is there already; choose another name") from error
+    except (OSError, ValueError) as error:  # the latter for names that no file can have
+        raise UserError(f"cannot write '{path}': {error}; choose another place") from error
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()
+        raise UserError(f"cannot write '{path}': {error.strerror}; choose another place") from error
 
 
 @click.command(short_help="Versions, devices and the data found.")

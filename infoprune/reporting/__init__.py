@@ -9,6 +9,9 @@ from infoprune.errors import UserError
 from infoprune.reporting.contents import LayerChange, ReportContents
 from infoprune.reporting.vocabulary import STAGES
 
+# By this, in its first bytes, a page of this package is known.
+GENERATOR, HEAD = '<meta name="generator" content="infoprune ', 1024
+
 __all__ = ["LayerChange", "ReportContents", "render", "report", "report_side_by_side"]
 
 
@@ -40,7 +43,8 @@ def report_side_by_side(path: Path | str, runs: Sequence[ReportContents]) -> Pat
         The path of the written file.
 
     Raises:
-        UserError: where the file cannot be written, a stage is unknown, or there is nothing to compare.
+        UserError: where the file cannot be written or is there and no page of this package, a stage is unknown, or
+            there is nothing to compare.
     """
     from infoprune.reporting import pages
 
@@ -48,6 +52,7 @@ def report_side_by_side(path: Path | str, runs: Sequence[ReportContents]) -> Pat
         raise UserError(f"{len(runs)} run to set side by side; name two or more")
     for contents in runs:
         _check(contents)
+    _check_replaceable(Path(path))
     return _write(Path(path), pages.side_by_side(runs))
 
 
@@ -62,6 +67,21 @@ def _check(contents: ReportContents) -> None:
     unknown = set(contents.metrics) - set(STAGES)
     if unknown:
         raise UserError(f"metrics has the stages {sorted(unknown)}; the report knows {', '.join(STAGES)}")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuses to replace what is no page of this package: it may be somebody's work."""
+    if not os.path.lexists(path):
+        return
+    if path.is_file() and not path.is_symlink():
+        try:
+            with path.open("rb") as file:
+                head = file.read(HEAD)
+        except OSError as error:
+            raise UserError(f"cannot read '{path}', which is to be replaced: {error.strerror}; name another") from error
+        if GENERATOR.encode() in head:
+            return
+    raise UserError(f"'{path}' is there, and is no page that infoprune wrote; name another file, or remove it")
 
 
 def _write(path: Path, page: str) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from infoprune import __version__
 from infoprune.artifacts import Finding, Flag, Measure
 from infoprune.reporting import figures, grids, wording
 from infoprune.reporting.canvas import NARROW_LAYERS, Drawing
@@ -115,6 +116,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["version"] = __version__
     environment.filters |= {"by_fold": _by_fold, "short": wording.short, "duration": wording.seconds}
     return environment
 
