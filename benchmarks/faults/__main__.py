@@ -20,10 +20,10 @@ from benchmarks.information.machine import header
 
 KILLS = 100
 TITLES = {
-    "kills": "Killed runs",
     "damage": "Damaged artifacts",
     "foreign": "Files of the user's in the folder",
     "stale": "Changed inputs",
+    "kills": "Killed runs",
 }
 
 

@@ -67,10 +67,13 @@ class Scenario:
     stopped: bool = False
 
 
+TRACED = ("model.onnx", "model.pt2", "model-int8.onnx", "model-int8-dynamic.onnx")
+LOWER = ("model-float16.safetensors", "model-bfloat16.safetensors")
 ALL_FORMATS = 'export.formats=["state_dict","source","onnx","program","int8","int8_dynamic"]'
 ALL_DTYPES = 'export.dtypes=["float32","float16","bfloat16"]'
 SCENARIOS = {
     "run": Scenario("report"),
+    "all formats": Scenario("export", (ALL_FORMATS, ALL_DTYPES), tuple(f"export/{name}" for name in (*TRACED, *LOWER))),
     "search": Scenario("plan", ("search.max_loss=90",), ("search.json",)),
     "choice": Scenario("plan", ('plan.rank_by="best"', 'choose.among=["l2","own_scores:Means"]'), ("choice.json",)),
     "depth": Scenario("plan", ('depth.remove=["block"]',), ("depth.json",)),
@@ -179,12 +182,11 @@ class Table:
         name: of the scenario.
         folder: for run directories.
         short: run only until the step that makes the damaged file, and try fewer damages where that takes long.
-        extra: further options of the recipe.
     """
 
-    def __init__(self, project: Project, name: str, folder: Path, short: bool, extra: tuple[str, ...] = ()) -> None:
+    def __init__(self, project: Project, name: str, folder: Path, short: bool) -> None:
         self.project, self.scenario, self.folder = project, SCENARIOS[name], folder / name.replace(" ", "-")
-        self.short, self.sets = short, (*self.scenario.sets, *extra)
+        self.short, self.sets = short, self.scenario.sets
         self.start, self.whole, self.other = (self.folder / each for each in ("start", "whole", "other"))
         self._run(self.whole)
         (self.whole / USERS).write_text("mine")
@@ -292,9 +294,8 @@ def measure(project: Project, folder: Path) -> tuple[list[str], Counter[str]]:
     columns = (AGAIN, REFUSED, EDITED, *BAD)
     lines = [f"| file | damages | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     bad = []
-    for name, scenario in SCENARIOS.items():
-        extra = (ALL_FORMATS, ALL_DTYPES) if scenario.command == "report" else ()
-        table, counted = Table(project, name, folder, short=False, extra=extra), dict[str, Counter[str]]()
+    for name in SCENARIOS:
+        table, counted = Table(project, name, folder, short=False), dict[str, Counter[str]]()
         for file, damage in table.cases():
             outcome, ending = table.outcome(file, damage)
             counted.setdefault(file, Counter())[outcome] += 1
