@@ -197,7 +197,8 @@ def _dequantised(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
         scale, value = tensors.get(f"{layer}.scale"), plain.pop(name)
         if scale is None or not value.dim() or scale.numel() not in (1, len(value)) or not scale.is_floating_point():
             raise UserError(
-                f"'{path}' has '{name}' without a floating-point '{layer}.scale' per filter; use an intact checkpoint"
+                f"'{path}' has '{name}' without a '{layer}.scale' per filter, in floating point; use an intact "
+                "checkpoint"
             )
         if f"{layer}.weight" in tensors or value.numel() > value.untyped_storage().nbytes():
             raise UserError(
