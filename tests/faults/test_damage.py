@@ -69,7 +69,7 @@ def test_the_state_of_a_stopped_training(table_of: Callable[[str], Table], tmp_p
 
 def test_the_table_sees_what_is_accepted(table_of: Callable[[str], Table], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only origins counted, as they once did, and no contents."""
-    monkeypatch.setattr(RunDirectory, "is_current", lambda self, name, origin: self._parts(name)[name].origin == origin)
     table = table_of("run")
+    monkeypatch.setattr(RunDirectory, "is_current", lambda self, name, origin: self._parts(name)[name].origin == origin)
     for case in (("findings/l2.json", "one digit"), ("report.html", "emptied"), ("export/model.py", "removed")):
         assert table.outcome(*case)[0] == ACCEPTED
