@@ -51,12 +51,13 @@ def gather(folder: Path, about: About | None = None) -> ReportContents:
     directory = RunDirectory(folder)
     if about is None:
         path = folder / "report.json"
-        told = store.read_json(path).get("about") if path.exists() else None
-        if told is None:
+        told = store.read_json(path) if path.exists() else {}
+        if told.get("about") is None:
             raise UserError(
                 f"'{folder}' holds no run with a report; write it first: infoprune report RECIPE --out '{folder}'"
             )
-        about = from_json(told, About, str(path))
+        about = from_json(told["about"], About, str(path))
+        _check_up_to_date(directory, told)
         _check_unchanged(directory, ["report.json", "plan.json", "metrics.json", "history.csv", *about.findings])
     plan, metrics = store.read_json(folder / "plan.json"), store.read_json(folder / "metrics.json")
     files = [folder / name for name in about.findings]
@@ -82,6 +83,17 @@ def _check_unchanged(directory: RunDirectory, names: Sequence[str]) -> None:
     if changed:
         raise UserError(
             f"'{directory.path}': {', '.join(changed)} changed after the run wrote it; bring the run up to date first: "
+            f"infoprune report RECIPE --out '{directory.path}'"
+        )
+
+
+def _check_up_to_date(directory: RunDirectory, report: Mapping[str, Any]) -> None:
+    """Raises UserError where a report was made from other artifacts than those that are there."""
+    inputs = report.get("made_from", {}).get("inputs", {})
+    other = [name for name, value in inputs.items() if not directory.has(name) or directory.fingerprint(name) != value]
+    if other:
+        raise UserError(
+            f"'{directory.path}': the report was made from another {', '.join(other)}; bring the run up to date first: "
             f"infoprune report RECIPE --out '{directory.path}'"
         )
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ OWN = ".infoprune"  # the one folder of a run directory that only infoprune uses
 LOGGER = logging.getLogger(__name__)
 ABOUT = "The files below were written by infoprune. It never replaces or removes any other file of this folder."
 FORMAT = 1
+# What `storage.write_atomically` leaves of a file of this folder where the process is killed.
+TORN = re.compile(r"\.(manifest\.json|\w+\.epochs\.safetensors)\.[a-z0-9_]{8}\.\w+")
 
 State = Literal["absent", "whole", "previous", "changed", "foreign"]
 
@@ -87,6 +90,10 @@ class RunDirectory:
 
     def _check_folder(self, force: bool) -> None:
         own = self.path / OWN
+        if OWN in self.path.resolve().parts:
+            raise UserError(
+                f"'{self.path}' lies in a folder that infoprune keeps for itself; choose another with --out"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"'{self.path}' is a file; choose a folder with --out")
         for place in (own, self._manifest, self._scratch, self._aside):
@@ -94,7 +101,7 @@ class RunDirectory:
                 raise UserError(f"'{place}' is a link; infoprune writes through none: choose another folder with --out")
         if self._manifest.exists():
             return
-        if own.exists() and any(each.name != "lock" and not each.name.startswith(".") for each in own.iterdir()):
+        if own.exists() and any(each.name != "lock" and not TORN.fullmatch(each.name) for each in own.iterdir()):
             raise UserError(
                 f"'{own}' has no manifest, so infoprune cannot tell its own files in '{self.path}'; choose another "
                 "folder with --out"
@@ -119,8 +126,8 @@ class RunDirectory:
     def _sweep(self) -> None:
         """Removes what a process that was killed while it wrote has left, in the folder that only infoprune uses."""
         shutil.rmtree(self._scratch, ignore_errors=True)  # follows no links
-        for path in (self.path / OWN).glob(".*"):
-            if path.is_file() and not path.is_symlink():
+        for path in (self.path / OWN).iterdir():
+            if TORN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink(missing_ok=True)
 
     @property
@@ -177,6 +184,10 @@ class RunDirectory:
         if self._hashes.get(name, ((),))[0] != touched:
             self._hashes[name] = touched, store.file_fingerprint(path)
         return self._hashes[name][1]
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there that infoprune wrote, changed since or not."""
+        return self.state(name) not in ("absent", "foreign")
 
     def state(self, name: str) -> State:
         """What became of a file: "whole" as it was written, "changed" since, or "foreign": not written by infoprune.
@@ -295,7 +306,7 @@ class RunDirectory:
         real, root = file.resolve(), self.path.resolve()
         if real.is_relative_to(root):
             return real.relative_to(root).as_posix()
-        held = (name for name in self.entries() if self.state(name) not in ("absent", "foreign"))
+        held = (name for name in self.entries() if self.has(name))
         return next((name for name in held if os.path.samefile(self.path / name, file)), None)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from infoprune import __version__, checkpoint, distributed, registry, store
 from infoprune.artifacts import ChannelGraph, Plan
+from infoprune.datasets.image_folder import NAMES as SPLIT_NAMES
 from infoprune.encoding import differing, from_json, to_json
 from infoprune.errors import UserError, shortages
 from infoprune.exporting import EXPORTED
@@ -37,6 +38,7 @@ MADE_FROM = "made_from"
 # What the two verbs that train leave: a model, and the history of its training.
 FITS = {"finetune": ("finetuned", "history.csv"), "train": ("trained", "training.csv")}
 WHOLE = ("base", "trained")  # stages in which nothing is pruned, or no more than it was
+SPLIT_FOLDERS = [name for names in SPLIT_NAMES.values() for name in names]
 WEIGHTS = ("base", "pruned", "repaired", "finetuned", "finetuned-best", "finetuned-last")
 TRAINED = ("trained", "trained-best", "trained-last")
 # Every file that a step may leave, but for findings, whose names are the recipe's.
@@ -99,6 +101,7 @@ class Workspace:
         self.device = checkpoint.device_for(distributed.start(self.settings.run.device))
         if distributed.is_first():
             self._check_inputs()
+            self._check_data()
             self.directory.claim(self._names(), force)
         if self.settings.run.threads:
             torch.set_num_threads(self.settings.run.threads)
@@ -172,6 +175,16 @@ class Workspace:
 
     def _finding_name(self, name: str) -> str:
         return f"findings/{name.replace(':', '.').replace('/', '.')}.json"
+
+    def _check_data(self) -> None:
+        """Refuses a run directory among the images of a data set, where it would count as a class."""
+        root = self.settings.data[1].get("root")
+        if isinstance(root, str) and any(
+            self.out.resolve().is_relative_to((Path(root).expanduser() / name).resolve()) for name in SPLIT_FOLDERS
+        ):
+            raise UserError(
+                f"the run directory '{self.out}' lies among the data, [data] root = '{root}'; choose another with --out"
+            )
 
     def _check_inputs(self) -> None:
         """Refuses inputs that this run would replace while it reads them: weights and masks that lie in the run

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from infoprune import store
 from infoprune.artifacts import ChannelGraph, ChannelGroup, EpochRecord, GroupPlan, LayerCost, Member, Plan
 from infoprune.encoding import to_json
 from infoprune.errors import UserError
 from infoprune.gathering import About, gather, layer_changes, side_by_side
 from infoprune.histories import write_history
-from infoprune.reporting import LayerChange
+from infoprune.reporting import LayerChange, report_side_by_side
 from infoprune.run_directory import RunDirectory
 from tests.test_cli import call
 from tests.test_reporting import stage
@@ -78,6 +79,36 @@ def test_a_file_changed_by_hand_is_not_shown(tmp_path: Path, name: str) -> None:
     path.write_text(path.read_text().replace("0", "1"))
     with pytest.raises(UserError, match=rf"{name} changed after the run wrote it; bring the run up to date"):
         gather(tmp_path)
+
+
+def test_a_report_of_another_plan_is_not_shown(tmp_path: Path) -> None:
+    directory = RunDirectory(run_directory(tmp_path))
+    inputs = {name: directory.fingerprint(name) for name in ("plan.json", "metrics.json")}
+    content = store.read_json(tmp_path / "report.json")
+    directory.write_json("report.json", {**content, "made_from": {"inputs": inputs}})
+    assert gather(tmp_path).title == "job"
+    plan = store.read_json(tmp_path / "plan.json")
+    directory.write_json("plan.json", {**plan, "macs_after": 39})
+    with pytest.raises(UserError, match=r"the report was made from another plan\.json; bring the run up to date"):
+        gather(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["", "<!-- my notes -->"])
+def test_a_page_is_replaced_unless_it_was_changed(tmp_path: Path, change: str) -> None:
+    runs = side_by_side([run_directory(tmp_path / "a"), run_directory(tmp_path / "b")])
+    page = report_side_by_side(tmp_path / "page.html", runs)
+    page.write_text(page.read_text() + change)
+    before = page.read_text()
+    if change:
+        with pytest.raises(UserError, match="or was changed since; name another file"):
+            report_side_by_side(page, runs)
+    else:
+        report_side_by_side(page, runs)
+    assert page.read_text() == before
+    own = tmp_path / "own.html"  # as a run's report: this package's, but no page of two runs
+    own.write_text('<meta name="generator" content="infoprune 0.1.0">')
+    with pytest.raises(UserError, match="is no page of this command"):
+        report_side_by_side(own, runs)
 
 
 def test_runs_of_one_recipe_go_by_their_directories(tmp_path: Path) -> None:

@@ -127,3 +127,15 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "test" / "b" / "0.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"0\.png' cannot be read"):
         list(load_small(tmp_path).batches("test"))
+
+
+def test_no_run_directory_lies_among_the_images(tmp_path: Path) -> None:
+    from infoprune import pipeline, recipe
+
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    sets = ["data.name=image_folder", f"data.root='{tmp_path}'", "data.workers=0"]
+    read = recipe.read("digits", [*sets, "data.size=16"])
+    for inside in (tmp_path / "train" / "run", tmp_path / "train" / "cat"):
+        with pytest.raises(UserError, match="lies among the data"):
+            pipeline.Run(read, inside, force=True)
+    assert list((tmp_path / "train").rglob("*")) == [tmp_path / "train" / "cat"]

@@ -318,3 +318,22 @@ def test_whatever_happens_foreign_content_survives(
             assert act in ("write", "claim")
     found = {path.read_text() for path in run.rglob("*") if path.is_file() and path.suffix != ".lock"}
     assert {f"user {number}" for number in range(users)} <= found
+
+
+@pytest.mark.parametrize("inside", [".infoprune", ".infoprune/tmp", ".infoprune/changed/x"])
+def test_no_run_lies_in_the_folder_of_another(tmp_path: Path, inside: str) -> None:
+    claimed(tmp_path)
+    with pytest.raises(UserError, match="that infoprune keeps for itself"):
+        claimed(tmp_path / inside, force=True)
+
+
+def test_hidden_files_in_its_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / ".infoprune").mkdir()
+    (tmp_path / ".infoprune" / ".notes").write_text("mine")
+    with pytest.raises(UserError, match="has no manifest"):
+        claimed(tmp_path)
+    (tmp_path / ".infoprune" / ".notes").unlink()
+    claimed(tmp_path)
+    (tmp_path / ".infoprune" / ".notes").write_text("mine")
+    claimed(tmp_path)
+    assert (tmp_path / ".infoprune" / ".notes").read_text() == "mine"

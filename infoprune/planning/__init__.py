@@ -219,7 +219,7 @@ def recount(edited: Plan, graph: ChannelGraph, source: str) -> Plan:
         source: the file's name, for messages.
 
     Returns:
-        The plan, which still has to be checked against the model, with a note that says what became of it.
+        The plan, which still has to be checked against the model, with notes that say what became of it.
 
     Raises:
         UserError: for a group that the model lacks, or that stands there twice.
@@ -232,14 +232,21 @@ def recount(edited: Plan, graph: ChannelGraph, source: str) -> Plan:
             raise UserError(f"'{source}' names the group '{name}' {problem}; correct the file or remove it")
     widths = {entry.group: len(entry.kept) for entry in edited.groups}
     groups = [_group_plan(known[entry.group], entry.kept, graph, widths, entry.reason) for entry in edited.groups]
-    note = "edited by hand after it was made; widths and MACs are counted from what it keeps"
+    before, after = graph.unpruned.macs, graph.macs(widths)
+    stay = {group.name: group.refusal or edited.refused.get(group.name, "") for group in graph.groups}
+    notes = [
+        "edited by hand after it was made; widths and MACs are counted from what it keeps",
+        f"{after:,} of {before:,} MACs ({after / max(1, before):.1%})",
+        *([f"removed as a whole: {', '.join(graph.removed)}"] if graph.removed else []),
+    ]
     return replace(
         edited,
         groups=tuple(groups),
-        macs_before=graph.unpruned.macs,
-        macs_after=graph.macs(widths),
+        refused={name: reason or "not in the edited plan" for name, reason in stay.items() if name not in names},
+        macs_before=before,
+        macs_after=after,
         input_shape=graph.input_shape,
-        notes=(*(each for each in edited.notes if each != note), note),
+        notes=tuple(notes),
     )
 
 

@@ -1,16 +1,18 @@
 """One self-contained page that says what was decided, why, and what it cost; or two runs side by side."""
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from infoprune.errors import UserError
 from infoprune.reporting.contents import LayerChange, ReportContents
 from infoprune.reporting.vocabulary import STAGES
 
-# By this, in its first bytes, a page of this package is known.
-GENERATOR, HEAD = '<meta name="generator" content="infoprune ', 1024
+# In the head of every page; of one that may be replaced, the hash of its content follows.
+GENERATOR = '<meta name="generator" content="infoprune '
 
 __all__ = ["LayerChange", "ReportContents", "render", "report", "report_side_by_side"]
 
@@ -53,7 +55,7 @@ def report_side_by_side(path: Path | str, runs: Sequence[ReportContents]) -> Pat
     for contents in runs:
         _check(contents)
     _check_replaceable(Path(path))
-    return _write(Path(path), pages.side_by_side(runs))
+    return _write(Path(path), _sealed(pages.side_by_side(runs)))
 
 
 def render(contents: ReportContents) -> str:
@@ -69,19 +71,30 @@ def _check(contents: ReportContents) -> None:
         raise UserError(f"metrics has the stages {sorted(unknown)}; the report knows {', '.join(STAGES)}")
 
 
+def _sealed(page: str) -> str:
+    """A page whose head holds the hash of its content, by which it is known again."""
+    return page.replace(GENERATOR, f"{GENERATOR}{_hash(page)} ", 1)
+
+
+def _hash(page: str) -> str:
+    return f"sha256:{sha256(page.encode()).hexdigest()}"
+
+
 def _check_replaceable(path: Path) -> None:
-    """Refuses to replace what is no page of this package: it may be somebody's work."""
+    """Refuses to replace what is no page of this package, or was changed since: it may be somebody's work."""
     if not os.path.lexists(path):
         return
     if path.is_file() and not path.is_symlink():
         try:
-            with path.open("rb") as file:
-                head = file.read(HEAD)
+            page = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise UserError(f"cannot read '{path}', which is to be replaced: {error.strerror}; name another") from error
-        if GENERATOR.encode() in head:
+        seal = re.search(rf"(?<={re.escape(GENERATOR)})(sha256:[0-9a-f]{{64}}) ", page)
+        if seal and seal[1] == _hash(page.replace(seal[0], "", 1)):
             return
-    raise UserError(f"'{path}' is there, and is no page that infoprune wrote; name another file, or remove it")
+    raise UserError(
+        f"'{path}' is there, and is no page of this command, or was changed since; name another file, or remove it"
+    )
 
 
 def _write(path: Path, page: str) -> Path:
