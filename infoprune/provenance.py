@@ -6,9 +6,10 @@ import pkgutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
 from importlib.machinery import SOURCE_SUFFIXES, ModuleSpec, PathFinder
+from importlib.util import resolve_name
 from pathlib import Path
 
 from infoprune import registry
@@ -113,23 +114,57 @@ def _imports(content: bytes) -> Iterator[tuple[str, int]]:
             tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
+    callers = _import_functions(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, 0) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             # What is imported may be a module itself, or a name in the one before it.
             yield from (((f"{node.module}." if node.module else "") + alias.name, node.level) for alias in node.names)
-        elif isinstance(node, ast.Call) and (name := _literal_import(node)):
+        elif isinstance(node, ast.Call) and (name := _literal_import(node, callers)):
             yield name.lstrip("."), len(name) - len(name.lstrip("."))
 
 
-def _literal_import(call: ast.Call) -> str:
-    """The name in `importlib.import_module("name")`, `import_module("name")` or `__import__("name")`."""
-    called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    given = [*call.args[:1], *(keyword.value for keyword in call.keywords if keyword.arg == "name")]
-    if called in ("import_module", "__import__") and given and isinstance(given[0], ast.Constant):
-        return given[0].value if isinstance(given[0].value, str) else ""
-    return ""
+def _import_functions(tree: ast.AST) -> set[str]:
+    """The names that a module has for `import_module` and `__import__`: their own, and those it gives them."""
+    names = {"import_module", "__import__"}
+    nodes = list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module in ("importlib", "builtins"):
+            names |= {alias.asname for alias in node.names if alias.asname and alias.name in names}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and _called(node.value) in names:
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def _called(function: ast.expr) -> str:
+    """The last part of a function's name; empty where it has none."""
+    return function.attr if isinstance(function, ast.Attribute) else str(getattr(function, "id", ""))
+
+
+def _literal_import(call: ast.Call, callers: Collection[str]) -> str:
+    """The name in `importlib.import_module("name")`, `import_module(".name", "package")` or `__import__("name")`.
+
+    A relative name is made absolute where the call says the package; it stays relative to the file where the package
+    is an expression, which in practice is `__package__`. Empty for any other call.
+    """
+    if _called(call.func) not in callers:
+        return ""
+    given: dict[str | None, ast.expr] = dict(zip(("name", "package"), call.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in call.keywords}
+    name, package = _text(given.get("name")), _text(given.get("package"))
+    if not (name.startswith(".") and package):
+        return name
+    try:
+        return resolve_name(name, package)
+    except ImportError:  # it goes beyond the top-level package
+        return ""
+
+
+def _text(value: ast.expr | None) -> str:
+    """What a literal string says; empty for anything else."""
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
 
 
 def _imported(name: str, level: int, path: Path, folders: Sequence[Path]) -> list[Path]:

@@ -53,6 +53,9 @@ def test_hashes_are_those_of_the_files(folder: Path) -> None:
         "try:\n    import helper\nexcept ImportError:\n    helper = None",
         "import importlib\nimportlib.import_module('helper')",
         "from importlib import import_module\nimport_module(name='helper')",
+        "from importlib import import_module as im\nim('helper')",
+        "import importlib as il\nil.import_module('helper')",
+        "import importlib\nload = importlib.import_module\nload('helper')",
         "__import__('helper')",
         "'\\d'\nimport helper",  # an invalid escape: Python warns about it
     ],
@@ -96,6 +99,22 @@ def test_relative_imports_go_up(folder: Path) -> None:
     write(folder, pack__a__d="", outside="", pack__unrelated="")
     files = {"__init__", "a/__init__", "a/nets", "a/d", "b/__init__", "b/c"}
     assert set(sources("pack.a.nets:Net")) == {f"pack/{name}.py" for name in files}
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        ("import_module('.helper', 'pkg')", "pkg/helper.py"),
+        ("import_module('.helper2', package='pkg.other')", "pkg/other/helper2.py"),
+        ("import_module(name='..helper', package='pkg.other')", "pkg/helper.py"),
+        ("import_module('...helper', 'pkg.other')", ""),  # Python refuses it, too
+    ],
+)
+def test_relative_names_start_at_the_package_that_the_call_names(folder: Path, call: str, found: str) -> None:
+    write(folder, nets=f"from importlib import import_module\n{call}", helper="", helper2="")
+    write(folder, pkg__INIT="", pkg__helper="", pkg__other__INIT="", pkg__other__helper2="")
+    files = set(sources("nets:f"))
+    assert {name for name in files if not name.endswith("__init__.py")} == {"nets.py"} | {found} - {""}
 
 
 def test_a_module_by_its_file_is_named_from_its_top_level_package(folder: Path) -> None:
