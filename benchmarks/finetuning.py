@@ -23,7 +23,8 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from benchmarks.information.machine import header
-from infoprune.datasets.cifar10 import _standardise, crop_and_mirror
+from infoprune.datasets._arrays import _standardise
+from infoprune.datasets.cifar10 import crop_and_mirror
 from infoprune.models import cifar_resnet
 from infoprune.splits import Batches
 from infoprune.training import finetune
