@@ -20,6 +20,9 @@ TOO_LARGE = re.compile(
     re.IGNORECASE,
 )
 
+# Names that a message lists.
+MOST_NAMES = 20
+
 
 class UserError(ValueError):
     """A mistake in what was asked for: the message says what came, what was expected and what to do (exit code 2)."""
@@ -84,6 +87,32 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or TOO_LARGE.search(str(error)) is not None
 
 
+@contextmanager
+def users_code(what: str, remedy: str) -> Iterator[None]:
+    """A failure in a user's own code ends with what it was, where, and what to do; memory that ran out passes.
+
+    >>> with users_code("loss = 'own:loss'", "fix the function"):
+    ...     raise KeyError("width")
+    Traceback (most recent call last):
+    infoprune.errors.UserError: loss = 'own:loss' fails: KeyError: 'width' (...); fix the function
+
+    Args:
+        what: the code, as the user named it.
+        remedy: what to do, for the message.
+
+    Raises:
+        UserError: where the code raises anything, `SystemExit` too.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except (Exception, SystemExit) as error:
+        if out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            raise
+        raise UserError(f"{what} fails: {told(error)}; {remedy}") from error
+
+
 def told(error: BaseException) -> str:
     """What a failure in a user's own code was, and where.
 
@@ -114,4 +143,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, known, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(known) or 'none'}"
+    more = f", … and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    return f"; known: {', '.join(known[:MOST_NAMES]) or 'none'}{more}"

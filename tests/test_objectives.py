@@ -50,6 +50,26 @@ def worse_later(logits, labels):
 
 def nan(logits, labels):
     return float("nan")
+
+
+def bad(logits, labels):
+    return {}["width"]
+
+
+def one_argument(logits):
+    return logits.mean()
+
+
+def leaves(logits, labels):
+    raise SystemExit(3)
+
+
+def nothing(logits, labels):
+    return None
+
+
+def too_much(logits, labels):
+    raise MemoryError
 """
 
 
@@ -125,12 +145,48 @@ def test_own_metric_sees_the_whole_split_and_chooses_the_best(own: str) -> None:
         ({"loss": "{own}:doubled", "mixup": 0.2}, "set those to 0"),
         ({"loss": "{own}:doubled", "label_smoothing": 0.1}, "set those to 0"),
         ({"metric": "{own}:nan"}, "your metric gave nan"),
+        ({"metric": "{own}:nothing"}, "your metric gave None; expected one number"),
+        ({"metric": "{own}:each"}, r"your metric gave a tensor of shape \[96\]; expected one number"),
     ],
 )
 def test_what_is_wrong_with_own_functions_is_said(own: str, given: dict[str, Any], words: str) -> None:
     given = {name: value.format(own=own) if isinstance(value, str) else value for name, value in given.items()}
     with pytest.raises(UserError, match=words):
         finetune(line(), batches(), batches(None), **PLAIN, **given)
+
+
+@pytest.mark.parametrize("kind", ["loss", "metric"])
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("{own}:bad", r"KeyError: 'width' \(own.py, line \d+\); it is called with the logits"),
+        ("{own}:one_argument", "TypeError: .*takes 1 positional argument but 2 were given"),
+        ("{own}:leaves", "SystemExit: 3"),
+        ("os:getcwd", "TypeError"),
+    ],
+)
+def test_failures_of_own_functions_are_told(own: str, kind: str, function: str, words: str) -> None:
+    reference = function.format(own=own)
+    with pytest.raises(UserError, match=f"^{kind} = '{reference}' fails: {words}"):
+        finetune(line(), batches(), batches(None), **PLAIN, **{kind: reference})
+
+
+@pytest.mark.parametrize("kind", ["loss", "metric"])
+def test_memory_that_runs_out_in_own_functions_is_no_fault_of_theirs(own: str, kind: str) -> None:
+    with pytest.raises(MemoryError):
+        finetune(line(), batches(), batches(None), **PLAIN, **{kind: f"{own}:too_much"})
+
+
+class Detached(nn.Linear):
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(images)
+
+
+def test_a_forward_without_gradients_is_named(own: str) -> None:
+    for loss in (None, f"{own}:doubled"):
+        with pytest.raises(UserError, match=r"no gradient reaches .*its forward runs under torch.no_grad\(\)"):
+            finetune(Detached(4, 3), batches(), **PLAIN, loss=loss)
 
 
 def test_options_are_refused_before_anything_is_loaded() -> None:

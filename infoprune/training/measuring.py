@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from infoprune import distributed, registry
 from infoprune.artifacts import Score
-from infoprune.errors import UserError
+from infoprune.errors import UserError, users_code
 from infoprune.modes import evaluating
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -84,15 +85,37 @@ def _judged(metric: Metric, seen: list[tuple[Tensor, Tensor]], samples: int, joi
         whole = logits.new_zeros(samples, logits.shape[1]), labels.new_zeros(samples)
         whole[0][places], whole[1][places] = logits, labels
         logits, labels = distributed.sum_over_ranks(whole)
-    value = float(metric(logits, labels))
+    came = metric(logits, labels)
+    try:
+        value = float(came)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"your metric gave {_shown(came)}; expected one number, the larger the better") from error
     if not math.isfinite(value):
         raise UserError(f"your metric gave {value}; expected a finite number, the larger the better")
     return value
 
 
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def users_metric(reference: str | None) -> Metric | None:
-    """The metric of that name; `None` without one."""
-    return None if reference is None else registry.users_own(reference)
+    """The metric of that name, whose failures are told as the user's mistakes; `None` without one."""
+    if reference is None:
+        return None
+    function = registry.users_own(reference)
+
+    def metric(logits: Tensor, labels: Tensor) -> Any:
+        remedy = (
+            "it is called with the logits of the whole split, samples x classes, and one class index per sample; fix "
+            "the function"
+        )
+        with users_code(f"metric = '{reference}'", remedy):
+            return function(logits, labels)
+
+    return metric
 
 
 class Tally:

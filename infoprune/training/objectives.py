@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infoprune import registry
-from infoprune.errors import UserError, did_you_mean
+from infoprune.errors import UserError, did_you_mean, users_code
 from infoprune.modes import evaluating
 from infoprune.training.descent import Options
 
@@ -60,7 +60,12 @@ class Objective:
         return loss
 
     def _labels(self, logits: Tensor, target: Tensor) -> Tensor:
-        loss: Any = self.loss_of_labels(logits, target)
+        if not logits.requires_grad:
+            raise UserError(
+                "no gradient reaches the weights from the model's output: its forward runs under torch.no_grad(), or "
+                "detaches what it computes; take that out of the forward to train the model"
+            )
+        loss: Any = self._users(logits, target) if self.options.loss else self.loss_of_labels(logits, target)
         if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise UserError(
@@ -68,6 +73,11 @@ class Objective:
                 "reaches: the mean over samples"
             )
         return loss
+
+    def _users(self, logits: Tensor, target: Tensor) -> Any:
+        remedy = "it is called with the logits, samples x classes, and one class index per sample; fix the function"
+        with users_code(f"loss = '{self.options.loss}'", remedy):
+            return self.loss_of_labels(logits, target)
 
 
 class _CrossEntropy:
