@@ -240,6 +240,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy(count: int) -> Non
     assert len(seen) < 40  # long before the epoch ends
 
 
+def test_statistics_that_overflow_end_the_run_with_a_remedy() -> None:
+    images, labels = blobs()
+    model = nn.Sequential(nn.BatchNorm1d(images.shape[1]), nn.Linear(images.shape[1], 3))
+    model.register_buffer("mask", torch.tensor([-math.inf]))  # as it came, and no fault of training
+    before = state(model)
+    with pytest.raises(RunError, match=r"training diverged in epoch 1: 0\.running_var hold .*; lower learning_rate"):
+        finetune(model, [(images * 1e25, labels)], epochs=1)
+    model.load_state_dict(before)
+    assert len(finetune(model, [(images, labels)], epochs=1)) == 1
+
+
 @pytest.mark.parametrize("loader", [[], iter([blobs(32)])], ids=["empty", "once only"])
 def test_nothing_to_train_on_is_said(loader: Any) -> None:
     with pytest.raises(UserError, match="nothing to train on"):

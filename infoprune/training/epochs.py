@@ -68,6 +68,8 @@ class Training:
         self.best, self.best_epoch = (-math.inf, -math.inf), 0
         self.best_state: dict[str, Tensor] = {}
         self.checked = False
+        # Others may hold -inf on purpose, as masks of attention do.
+        self.finite = [name for name, value in model.state_dict().items() if _is_finite(value)]
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -99,6 +101,7 @@ class Training:
             if on_step is not None:
                 on_step(self.step, self.steps)
         self._check_loss(tally)
+        self._check_weights(epoch)
         self.checked = True
         fit = tally.score(self.joint)
         scores = self._validate()
@@ -227,6 +230,24 @@ class Training:
                 f"the loss became {score.loss} within the first {self.step} steps; lower learning_rate (now "
                 f"{self.options.rate:g}), set gradient_clip = 1, or check the training images for NaN"
             )
+
+    def _check_weights(self, epoch: int) -> None:
+        """Statistics of batch norms and weights overflow without a word where the loss stays finite."""
+        state = self.model.state_dict()
+        bad = [name for name in self.finite if not _is_finite(state[name])]
+        if bad:
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            raise RunError(
+                f"training diverged in epoch {epoch}: {', '.join(bad[:3])}{more} hold NaN or infinity; lower "
+                f"learning_rate (now {self.options.rate:g}), set gradient_clip = 1, or check the scale of the training "
+                "images"
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return bool((value.float() if value.dtype.itemsize == 1 else value).isfinite().all())  # unknown for eight bits
 
 
 def kept_weights(which: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
