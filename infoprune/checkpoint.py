@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from infoprune.artifacts import ModelReference, Plan, Verification
 from infoprune.errors import RunError, UserError, told
 from infoprune.fingerprints import depth_of, fingerprints_of
 from infoprune.loaders import from_loaders
-from infoprune.pruning import prune
+from infoprune.pruning import check_consistent, prune
 from infoprune.recipe import bind
 from infoprune.splits import Data
 
@@ -25,6 +26,8 @@ FORMAT = 1
 KEY = "infoprune"
 # What a header may hold of arguments for a model's function: levels of lists and tables, and characters.
 MOST_LEVELS, MOST_TEXT = 8, 100_000
+# Characters of torch's own words in a message; for some devices it lists all that it can do on the others.
+MOST_WORDS = 120
 # Options of our data sets that say where they lie and how they are read.
 PLACING = ("root", "download", "workers", "fingerprint")
 
@@ -66,6 +69,13 @@ def _network(made: Any, reference: ModelReference) -> nn.Module:
     """What a model's function gave, in evaluation mode, if it is a network."""
     if not isinstance(made, nn.Module):
         raise UserError(f"model '{reference.name}' gave a {type(made).__name__}, expected a torch.nn.Module")
+    for name, value in made.state_dict().items():
+        if not isinstance(value, Tensor) or value.is_quantized:
+            kind = "a quantized tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise UserError(
+                f"model '{reference.name}' holds {kind} as '{name}' of its state_dict, expected plain tensors; prune "
+                "the float model, then quantize it"
+            )
     if any(each.is_meta for each in (*made.parameters(), *made.buffers())):
         raise UserError(f"model '{reference.name}' has weights without data (device 'meta'); build it on the CPU")
     return made.eval()
@@ -75,11 +85,17 @@ def plan_of(path: Path) -> Plan | None:
     """By which plan the model in a weights file was pruned; `None` where it is whole.
 
     Raises:
-        UserError: where a checkpoint of ours has a damaged header.
+        UserError: where a checkpoint of ours has a damaged header, or a plan that contradicts itself.
     """
     if path.suffix != store.SAFETENSORS or KEY not in store.read_metadata(path):
         return None
-    plan: Plan | None = _convert(path, header_of(path).get("plan"), Plan | None)
+    return _plan_in(path, header_of(path))
+
+
+def _plan_in(path: Path, header: Mapping[str, Any]) -> Plan | None:
+    plan: Plan | None = _convert(path, header.get("plan"), Plan | None)
+    if plan is not None:
+        check_consistent(plan, str(path))
     return plan
 
 
@@ -224,7 +240,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_code: bool =
     path = Path(path)
     header = header_of(path)
     reference: ModelReference = _convert(path, header.get("reference"), ModelReference)
-    plan: Plan | None = _convert(path, header.get("plan"), Plan | None)
+    plan = _plan_in(path, header)
     tensors = store.read_tensors(path)
     if model is None:
         if ":" in reference.name and not trust_code:
@@ -292,13 +308,16 @@ def device_for(name: str) -> torch.device:
     """The device behind "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1" …
 
     Raises:
-        UserError: for a name that torch does not know, or a device that is not there.
+        UserError: for a name that torch does not know, or a device that is not there or cannot compute.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"[run] device = '{name}' is not to be had: {error}; use 'cpu' or 'auto'") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch has given up
+            device = torch.device(name)
+            torch.zeros(1, device=device).sum().item()  # some devices hold tensors and cannot compute
+    except Exception as error:  # each backend has its own for what it lacks
+        words = str(error).partition("\n")[0][:MOST_WORDS]
+        raise UserError(f"[run] device = '{name}' is not to be had: {words}; use 'cpu' or 'auto'") from error
     return device

@@ -179,6 +179,12 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
                 f"the plan cuts '{name}', but the model has no such channel group{did_you_mean(name, groups)}"
             )
         check_kept(groups[name], kept)
+    for entry in plan.groups:
+        if entry.group in groups and entry.width_before != groups[entry.group].width:
+            raise UserError(
+                f"the plan says that '{entry.group}' has {entry.width_before} channels, but in the model it has "
+                f"{groups[entry.group].width}; use the plan of this model"
+            )
     pruned = cut(shorten(traceable_copy(model), plan.removed), graph, plan.kept())
     carry_over(model, pruned)
     return pruned
@@ -186,23 +192,54 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
 def check_plan(plan: Plan, graph: ChannelGraph, source: str) -> None:
     """Raises UserError where a plan that was read from a file does not fit a model, or contradicts itself."""
+    check_consistent(plan, source)
     groups = {group.name: group for group in graph.groups}
     for entry in plan.groups:
         if entry.group not in groups:
             raise UserError(
                 f"'{source}' names the group '{entry.group}', which the model lacks; mend or remove the file"
             )
-        if entry.width_after != len(entry.kept) or entry.width_before != groups[entry.group].width:
+        if entry.width_before != groups[entry.group].width:
             raise UserError(
                 f"'{source}': '{entry.group}' goes from {entry.width_before} to {entry.width_after} channels but "
                 f"keeps {len(entry.kept)} of {groups[entry.group].width}; mend or remove the file"
             )
         if entry.width_after < entry.width_before:
             check_kept(groups[entry.group], entry.kept)
-        elif entry.kept != tuple(range(entry.width_before)):
+
+
+def check_consistent(plan: Plan, source: str) -> None:
+    """Refuses a plan that was read from a file and contradicts itself, whatever the model.
+
+    Args:
+        plan: as read.
+        source: the file, for the message.
+
+    Raises:
+        UserError: for a group named twice, negative numbers of multiply-accumulates, widths that are not those of the
+            kept channels, or channels that the group does not have.
+    """
+    remedy = "use an intact file, or remove it to have it made again"
+    names = [entry.group for entry in plan.groups]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"'{source}' names the group '{twice[0]}' {names.count(twice[0])} times; {remedy}")
+    macs = [plan.macs_before, plan.macs_after]
+    macs += [count for entry in plan.groups for count in (entry.macs_before, entry.macs_after)]
+    if min(macs) < 0:
+        raise UserError(f"'{source}' has {min(macs)} multiply-accumulates, expected 0 or more; {remedy}")
+    for entry in plan.groups:
+        kept, before, after = entry.kept, entry.width_before, entry.width_after
+        if after != len(kept) or not 1 <= after <= before:
             raise UserError(
-                f"'{source}': '{entry.group}' stays whole, so kept has to be 0..{entry.width_before - 1}; mend or "
-                "remove the file"
+                f"'{source}': '{entry.group}' goes from {before} to {after} channels but keeps {len(kept)}; expected "
+                f"as many as are kept, at least 1 and at most {before}; {remedy}"
+            )
+        if after == before and kept != tuple(range(before)):
+            raise UserError(f"'{source}': '{entry.group}' stays whole, so kept has to be 0..{before - 1}; {remedy}")
+        if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= before:
+            raise UserError(
+                f"'{source}': '{entry.group}' keeps {list(kept[:8])}, expected sorted and unique indices of channels "
+                f"0..{before - 1}; {remedy}"
             )
 
 

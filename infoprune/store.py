@@ -85,7 +85,11 @@ def read_json(path: Path, remedy: str = "remove it to have it made again") -> di
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no file '{path}'") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # of encoding, syntax, endless numbers, nesting
         raise UserError(f"cannot read '{path}' as JSON: {error}; {remedy}") from error
     if not isinstance(value, dict):
         raise UserError(f"'{path}' holds a {type(value).__name__}, expected a JSON object; {remedy}")

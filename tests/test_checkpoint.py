@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +101,45 @@ def test_weights_of_another_plan_are_refused(tmp_path: Path, pruned: tuple[nn.Mo
         checkpoint.load(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width_before": 10**18}, "has 1000000000000000000 channels, but in the model it has"),
+        ({"width_after": 0}, r"goes from \d+ to 0 channels but keeps"),
+        ({"width_before": 1}, "goes from 1 to"),
+        ({"kept": (), "width_after": 0}, "at least 1"),
+        ({"macs_before": -1}, "has -1 multiply-accumulates"),
+        ({"macs_after": -7}, "has -7 multiply-accumulates"),
+        ({"kept": (-1,), "width_after": 1}, r"keeps \[-1\], expected sorted and unique indices"),
+        ({"kept": (1, 1), "width_after": 2}, "expected sorted and unique indices"),
+        ({"kept": (10**6,), "width_after": 1}, "expected sorted and unique indices"),
+    ],
+)
+def test_plans_that_contradict_themselves(
+    tmp_path: Path, pruned: tuple[nn.Module, Plan], change: dict[str, Any], message: str
+) -> None:
+    model, plan = pruned
+    cut = next(index for index, entry in enumerate(plan.groups) if entry.width_after < entry.width_before)
+    changed = [replace(entry, **change) if index == cut else entry for index, entry in enumerate(plan.groups)]
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, model, REFERENCE, replace(plan, groups=tuple(changed)))
+    with pytest.raises(UserError, match=message):
+        checkpoint.load(path)
+
+
+def test_plans_that_name_a_group_twice_or_negative_totals(tmp_path: Path, pruned: tuple[nn.Module, Plan]) -> None:
+    model, plan = pruned
+    path, again = tmp_path / "model.safetensors", plan.groups[0]
+    for wrong, message in (
+        (replace(plan, groups=(*plan.groups, again)), f"names the group '{again.group}' 2 times"),
+        (replace(plan, macs_before=-1), "has -1 multiply-accumulates"),
+    ):
+        checkpoint.save(path, model, REFERENCE, wrong)
+        for read in (checkpoint.load, checkpoint.plan_of):
+            with pytest.raises(UserError, match=message):
+                read(path)
+
+
 def test_files_are_looked_for_in_stated_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFOPRUNE_DATA", str(tmp_path))
     (tmp_path / "weights").mkdir()
@@ -112,7 +153,52 @@ def test_files_are_looked_for_in_stated_places(tmp_path: Path, monkeypatch: pyte
         checkpoint.find_file("net.pth")
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "xpu:7"])
-def test_devices_that_are_not_there(name: str) -> None:
-    with pytest.raises(UserError, match=f"device = '{name}' is not to be had"):
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "xpu:7", "meta", "vulkan", "hpu", "opencl", ""])
+def test_devices_that_are_not_there_or_cannot_compute(name: str) -> None:
+    with pytest.raises(UserError, match=f"device = '{name}' is not to be had: .*; use 'cpu' or 'auto'") as caught:
         checkpoint.device_for(name)
+    assert len(str(caught.value)) < 200
+
+
+QUANTIZED = """
+import torch
+from torch import nn
+
+
+class Noted(nn.Linear):
+    def get_extra_state(self):
+        return {"note": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
+
+
+def dynamic():
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)))
+
+
+def noted():
+    return Noted(2, 2)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch gives up this quantization
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("dynamic", "a dtype as '0._packed_params.dtype'"),
+        ("noted", "a dict as '_extra_state'"),
+        ("Fixed", "a quantized tensor as 'table'"),
+    ],
+)
+def test_models_that_hold_more_than_plain_tensors(tmp_path: Path, function: str, words: str) -> None:
+    path = tmp_path / "quantized.py"
+    path.write_text(QUANTIZED)
+    with pytest.raises(UserError, match=f"holds {words} of its state_dict.*prune the float model, then quantize it"):
+        checkpoint.build(ModelReference(f"{path}:{function}"))

@@ -108,7 +108,7 @@ def test_unwritable_folder(tmp_path: Path) -> None:
         store.write_json(tmp_path / "file" / "plan.json", {})
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"", b"[" * 100_000, b'{"a": ' + b"1" * 5_000 + b"}"])
 def test_unreadable_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(UserError, match=r"plan\.json"):
