@@ -105,9 +105,8 @@ def apply_overrides(tables: Table, overrides: Sequence[str]) -> None:
 
 
 def _override(tables: Table, override: str) -> None:
-    dotted, equals, value = override.partition("=")
-    *path, key = dotted.strip().split(".")
-    if not equals or not path or not all([*path, key]):
+    (*path, key), value = _keys_and_value(override)
+    if "=" not in override or not path or not all([*path, key]):
         raise UserError(f"cannot read --set {override}; write it as table.key=value, such as --set finetune.epochs=3")
     here = tables
     for name in path:
@@ -115,6 +114,27 @@ def _override(tables: Table, override: str) -> None:
         if not isinstance(here, dict):
             raise UserError(f"--set {override}: '{name}' is a value in the recipe, not a table")
     here[key] = _value(value.strip())
+
+
+def _keys_and_value(override: str) -> tuple[list[str], str]:
+    """The keys before the "=", quoted ones as TOML reads them, and the text after it.
+
+    >>> _keys_and_value('analyses."own.py:A".x=3')
+    (['analyses', 'own.py:A', 'x'], '3')
+    """
+    for place in (index for index, character in enumerate(override) if character == "="):  # quoted keys may hold one
+        try:
+            inner: Any = tomllib.loads(f"{override[:place].strip()} = 0")
+        except (ValueError, RecursionError):
+            continue
+        keys: list[str] = []
+        while isinstance(inner, dict) and len(inner) == 1:
+            ((key, inner),) = inner.items()
+            keys.append(key)
+        if keys and inner == 0:
+            return keys, override[place + 1 :]
+    dotted, _, value = override.partition("=")  # names such as own:A need no quotes here
+    return dotted.strip().split("."), value
 
 
 def _value(text: str) -> Any:

@@ -1,7 +1,7 @@
 """Recipes bound to signatures."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -70,7 +70,25 @@ def test_overrides(tmp_path: Path) -> None:
     assert "# --set finetune.epochs=0" in found.text
 
 
-@pytest.mark.parametrize("override", ["epochs=3", "finetune.epochs", "=3", "a.=3", ".a=3", "finetune.epochs.x=3"])
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ('analyses."ana:A"={}', "ana:A", {}),
+        ("analyses.'my/own.py:A' = {}", "my/own.py:A", {}),
+        ('analyses."a=b"="c=d"', "a=b", "c=d"),
+        ('analyses."\\u0061"=a=b', "a", "a=b"),
+        ("analyses.ana:A={}", "ana:A", {}),
+    ],
+)
+def test_quoted_keys_are_read_as_toml(override: str, name: str, value: object) -> None:
+    tables: dict[str, Any] = {}
+    recipe.apply_overrides(tables, [override])
+    assert tables == {"analyses": {name: value}}
+
+
+@pytest.mark.parametrize(
+    "override", ['a.""=3', '"a.b"=3', "epochs=3", "finetune.epochs", "=3", "a.=3", ".a=3", "finetune.epochs.x=3"]
+)
 def test_malformed_overrides(tmp_path: Path, override: str) -> None:
     path = tmp_path / "own.toml"
     path.write_text("[finetune]\nepochs = 5\n")
