@@ -136,6 +136,19 @@ def test_comparing_runs_replaces_pages_only(tmp_path: Path, done: Path) -> None:
     assert "Runs side by side" in page.read_text(encoding="utf-8")
 
 
+def test_what_to_compare_and_where_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for pair in (("x", ""), ("", "x"), ("x", " ")):
+        result = call("report", "--compare", *pair)
+        assert result.exit_code == 2
+        assert "--compare has an empty RUN" in result.output
+    (tmp_path / "plan.json").write_text("{}")
+    result = call("report", "--compare", "x", "y", "--out", "plan.json")
+    assert result.exit_code == 2
+    assert "--out 'plan.json' is a file; name a page that ends in .html, or a folder" in result.output
+    assert (tmp_path / "plan.json").read_text() == "{}"
+
+
 class Failed(Exception):
     """As ONNX Runtime has exceptions of its own."""
 

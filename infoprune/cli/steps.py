@@ -8,6 +8,7 @@ import click
 
 from infoprune.cli import tables
 from infoprune.cli.running import Shown, on_recipe, recipe_options, show
+from infoprune.errors import UserError
 
 if TYPE_CHECKING:
     from infoprune.pipeline import Run
@@ -75,6 +76,8 @@ def report(first: str | None, recipe: str, folder: str | None, **options: Any) -
     from infoprune import gathering, reporting
 
     page = Path(folder or "compared.html")
+    if page.suffix != ".html" and page.exists() and not page.is_dir():
+        raise UserError(f"--out '{page}' is a file; name a page that ends in .html, or a folder")
     page = page if page.suffix == ".html" else page / "compared.html"
     runs = gathering.side_by_side([_run_directory(name) for name in (first, recipe)])
     reporting.report_side_by_side(page, runs)
@@ -83,6 +86,8 @@ def report(first: str | None, recipe: str, folder: str | None, **options: Any) -
 
 def _run_directory(name: str) -> Path:
     """A run directory as it is named, or that of a recipe."""
+    if not name.strip():
+        raise UserError("--compare has an empty RUN; name a run directory that has a report, or a recipe")
     return Path(name) if Path(name).is_dir() else Path("runs") / Path(name).stem
 
 
