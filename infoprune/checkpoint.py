@@ -18,6 +18,7 @@ from infoprune.artifacts import ModelReference, Plan, Verification
 from infoprune.errors import RunError, UserError, told
 from infoprune.fingerprints import depth_of, fingerprints_of
 from infoprune.loaders import from_loaders
+from infoprune.modes import set_mode
 from infoprune.pruning import check_consistent, prune
 from infoprune.recipe import bind
 from infoprune.splits import Data
@@ -78,7 +79,8 @@ def _network(made: Any, reference: ModelReference) -> nn.Module:
             )
     if any(each.is_meta for each in (*made.parameters(), *made.buffers())):
         raise UserError(f"model '{reference.name}' has weights without data (device 'meta'); build it on the CPU")
-    return made.eval()
+    set_mode(made, training=False)
+    return made
 
 
 def plan_of(path: Path) -> Plan | None:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from infoprune.errors import users_code
+
 
 @contextmanager
 def mode_kept(model: nn.Module) -> Iterator[None]:
@@ -15,6 +17,20 @@ def mode_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Training or evaluation mode, by the model's own `train` or `eval`.
+
+    Raises:
+        UserError: where that method of the model fails.
+    """
+    what = f"{type(model).__name__}.{'train' if training else 'eval'}()"
+    with users_code(what, "fix the method, or leave it out: torch.nn.Module has one"):
+        if training:
+            model.train()
+        else:
+            model.eval()
 
 
 @contextmanager
@@ -29,5 +45,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     True
     """
     with mode_kept(model):
-        model.eval()
+        set_mode(model, training=False)
         yield

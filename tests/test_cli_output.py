@@ -190,6 +190,17 @@ def test_interrupts_end_a_run_even_where_they_are_swallowed(tmp_path: Path, then
     assert found.stderr == f"interrupted; what is done is in {tmp_path}, and the same command again goes on\n"
 
 
+def test_interrupts_that_code_raises_itself(tmp_path: Path) -> None:
+    script = (
+        "from infoprune import cli\nfrom infoprune.pipeline import Run\n"
+        "def raising(self):\n    raise KeyboardInterrupt\n"
+        f"Run.analyze = raising\ncli.main(['analyze', 'digits', '-q', '--out', {str(tmp_path)!r}])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 130, found.stderr
+    assert found.stderr == f"interrupted; what is done is in {tmp_path}, and the same command again goes on\n"
+
+
 def test_interrupted_without_a_run() -> None:
     script = (
         "import os, signal; from infoprune import cli, diagnosing; "

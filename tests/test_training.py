@@ -240,6 +240,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy(count: int) -> Non
     assert len(seen) < 40  # long before the epoch ends
 
 
+class Stubborn(nn.Linear):
+    """A layer whose mode cannot be changed in one direction."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(4, 3)
+        self.refused = mode
+
+    def train(self, mode: bool = True) -> "Stubborn":
+        if mode == self.refused:
+            raise RuntimeError("stays as it is")
+        return super().train(mode)  # type: ignore[no-any-return]
+
+
+def test_models_whose_mode_cannot_be_changed() -> None:
+    with pytest.raises(UserError, match=r"^Stubborn.eval\(\) fails: RuntimeError: stays as it is \(test_training.py"):
+        evaluate(Stubborn(mode=False), [blobs()])
+    with pytest.raises(UserError, match=r"^Stubborn.train\(\) fails: RuntimeError: stays as it is"):
+        finetune(Stubborn(mode=True), [blobs()], epochs=1)
+
+
 def test_statistics_that_overflow_end_the_run_with_a_remedy() -> None:
     images, labels = blobs()
     model = nn.Sequential(nn.BatchNorm1d(images.shape[1]), nn.Linear(images.shape[1], 3))

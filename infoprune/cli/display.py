@@ -110,7 +110,8 @@ def duration(seconds: float) -> str:
 def failures(known: Mapping[str, Any]) -> Iterator[None]:
     """A user's mistake ends with exit code 2 and a message, a failed run with 1; anything else is a bug of ours.
 
-    A user's own code that calls `exit` makes a mistake too: whatever it meant to say, nobody would hear it.
+    A user's own code that calls `exit` makes a mistake too: whatever it meant to say, nobody would hear it. So does
+    code that raises what `except Exception` does not catch, but for what Python itself ends programs and generators by.
 
     Args:
         known: what the command has said of itself until then: whether it is "verbose".
@@ -121,6 +122,12 @@ def failures(known: Mapping[str, Any]) -> Iterator[None]:
         if known.get("verbose"):
             traceback.print_exc()
         _end(error)
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        if known.get("verbose"):
+            traceback.print_exc()
+        _end(RunError(f"code of your own raised {told(error)}; raise a subclass of Exception instead, or catch it"))
 
 
 def _end(error: UserError | RunError | SystemExit) -> NoReturn:

@@ -59,8 +59,9 @@ def interruptible(known: Mapping[str, Any]) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, on_signal)
     try:
         yield
-    except BaseException:
-        if came.is_set():  # whatever became of the interrupt on its way
+    except BaseException as error:
+        # Whatever became of the interrupt on its way, or code that raises one itself.
+        if came.is_set() or isinstance(error, KeyboardInterrupt):
             leave()
         raise
     finally:

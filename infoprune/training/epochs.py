@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from infoprune import distributed
 from infoprune.artifacts import EpochRecord
 from infoprune.errors import RunError, UserError
+from infoprune.modes import set_mode
 from infoprune.training.descent import Options, optimizer_for, rate_factor
 from infoprune.training.measuring import (
     Loader,
@@ -91,7 +92,7 @@ class Training:
         began, tally, rate = time.perf_counter(), Tally(), 0.0
         # By epoch, so that none depends on what came before it; and each process drops out other channels.
         torch.manual_seed(self.options.seed * 100_003 + epoch + distributed.rank() * 1_000_000_007)
-        self.model.train()
+        set_mode(self.model, training=True)
         for group in _groups(self.batches, self.options.accumulation):
             rate = self.options.rate * rate_factor(self.options.schedule, self.step, self.steps, self.options.warmup)
             self._descend(group, rate, tally)

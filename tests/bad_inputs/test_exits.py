@@ -202,6 +202,19 @@ def test_what_passes(passing: Callable[[], BaseException]) -> None:
         raise raised
 
 
+class Own(BaseException):
+    """What `except Exception` does not catch."""
+
+
+def test_exceptions_of_ones_own_kind_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, failures({}):
+        raise Own("stop here")
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: code of your own raised Own: stop here (test_exits.py, line ")
+    assert "raise a subclass of Exception instead" in said
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["completion", "bash"]])
 def test_commands_that_end_early_end_well(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli.main, arguments).exit_code == 0
