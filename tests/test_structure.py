@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "infoprune"
 FLOORS = {
     "errors": 0,
     "allocator": 0,
-    "modes": 0,
+    "modes": 1,
     "displaying": 0,
     "notebook": 0,
-    "shortening": 1,
+    "shortening": 2,
     "distributed": 1,
     "information": 1,
     "artifacts": 1,
