@@ -7,6 +7,7 @@ python -m benchmarks.faults --steps                                 a kill befor
 """
 
 import argparse
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -49,7 +50,8 @@ def main() -> None:
             lines, found = _measured(table, folder, args.kills or KILLS, args.seed)
             parts += [f"## {TITLES[table]}", "", f"{found.total()} cases.", "", *lines, ""]
             total += found
-    text = "\n".join(["# Faults", "", *about, *_sums(total), "", *parts]).rstrip() + "\n"
+    lines = ["# Faults", "", *about, *_sums(total), "", *parts]
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
     print(text)
     if args.output:
         args.output.write_text(text, encoding="utf-8")
