@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.information.machine import header, peak_memory_gib, reset_peak_memory
-from infoprune import registry
-from infoprune.artifacts import Finding, LayerView, ModelReference
-from infoprune.checkpoint import build, load_data
-from infoprune.observing import analyze
+from infoprune.analyses.base import Finding, LayerView
+from infoprune.analyses.runner import analyze
+from infoprune.config import registry
+from infoprune.evaluation.metrics import ModelReference
+from infoprune.io.checkpoint import build, load_data
 
 NAMES = (
     "information_bottleneck",

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.information.machine import header
+from infoprune.evaluation.accuracy import evaluate
 from infoprune.models import cifar_resnet, lenet, mobilenet_v2
-from infoprune.training import evaluate
 
 Loader = list[tuple[Tensor, Tensor]]
 

@@ -17,15 +17,14 @@ import torch
 from torch import nn
 
 from benchmarks.information.machine import header
-from infoprune import recipe, registry
-from infoprune.allocator import keep_freed_memory
-from infoprune.artifacts import Cell
-from infoprune.comparing import RANDOM, SMALL, compare
-from infoprune.option_tables import PEER, RECIPE, UNIFORM
-from infoprune.peers import CRITERIA
-from infoprune.pipeline import Run
-from infoprune.training import evaluate
-from infoprune.workspace import Silence
+from infoprune.config import recipe, registry
+from infoprune.evaluation.accuracy import evaluate
+from infoprune.evaluation.metrics import Cell
+from infoprune.pipeline.compare import RANDOM, SMALL, compare
+from infoprune.pipeline.context import Silence, open_run
+from infoprune.pipeline.options import PEER, RECIPE, UNIFORM
+from infoprune.pruning.baselines import CRITERIA
+from infoprune.utils.allocator import keep_freed_memory
 
 MIXED = ("l2+response_information", "information_bottleneck+response_information", "l2+taylor")
 OURS = tuple(name for name in registry.giving("importance") if name != "random")  # which is a control already
@@ -110,10 +109,10 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.evidence {' '.join(sys.argv[1:])}")
-    base = Run(recipe.read(args.recipe, args.given), args.folder).base
+    base = open_run(recipe.read(args.recipe, args.given), args.folder).model
     chosen = args.criteria or [name for name in criteria(base) if name not in args.without]
-    job = Run(recipe.read(args.recipe, [f"compare.criteria={chosen!r}", *args.given]), args.folder, Lines())
-    whole_accuracy = 100 * evaluate(job.base, job.batches("test")).accuracy
+    job = open_run(recipe.read(args.recipe, [f"compare.criteria={chosen!r}", *args.given]), args.folder, Lines())
+    whole_accuracy = 100 * evaluate(job.model, job.batches("test")).accuracy
     cells = compare(job, job.settings.compare)
     whole, options = job.graph.unpruned.macs, job.settings.compare
     lines = [f"# Criteria at equal budgets: {args.recipe}", "", *opening, ""]

@@ -23,11 +23,11 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from benchmarks.information.machine import header
+from infoprune.data.dataset import Batches
 from infoprune.datasets._arrays import _standardise
 from infoprune.datasets.cifar10 import crop_and_mirror
 from infoprune.models import cifar_resnet
-from infoprune.splits import Batches
-from infoprune.training import finetune
+from infoprune.training.finetune import finetune
 
 Row = Callable[[], int]
 

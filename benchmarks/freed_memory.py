@@ -1,4 +1,4 @@
-"""What it is worth that the command line keeps freed memory (`infoprune.allocator`): processor time and peak memory.
+"""What keeping freed memory (`infoprune.utils.allocator`) is worth: processor time and peak memory.
 
     python -m benchmarks.freed_memory [--rounds 3] [--output NOTE.md]
 
@@ -19,14 +19,16 @@ from statistics import median
 import torch
 
 from benchmarks.information.machine import header
-from infoprune.allocator import keep_freed_memory
 from infoprune.analyses.baselines import L2
+from infoprune.analyses.runner import analyze
+from infoprune.evaluation.accuracy import evaluate
 from infoprune.models import cifar_resnet, mobilenet_v2
-from infoprune.observing import analyze
-from infoprune.planning import plan
-from infoprune.pruning import channel_graph, prune
-from infoprune.repairing import repair
-from infoprune.training import evaluate, finetune
+from infoprune.planning.planner import plan
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
+from infoprune.repairing.repair import repair
+from infoprune.training.finetune import finetune
+from infoprune.utils.allocator import keep_freed_memory
 
 NETWORKS = {"ResNet-20, 32x32": (20, 128, 32, 0.5), "MobileNetV2, 224x224": (0, 16, 224, 0.8)}
 

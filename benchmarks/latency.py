@@ -23,15 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.information.machine import header
-from infoprune import recipe
 from infoprune.analyses.baselines import L2
+from infoprune.analyses.runner import analyze
+from infoprune.config import recipe
 from infoprune.errors import UserError
-from infoprune.exporting import export
-from infoprune.observing import analyze
-from infoprune.pipeline import Run
-from infoprune.planning import plan
-from infoprune.profiling import count_macs
-from infoprune.pruning import prune
+from infoprune.evaluation.profile import count_macs
+from infoprune.exporting.export import export
+from infoprune.pipeline.context import open_run
+from infoprune.planning.planner import plan
+from infoprune.pruning.prune import prune
 
 Pass = Callable[[], Any]
 
@@ -114,8 +114,8 @@ def main() -> None:
         model = {name: value for name, value in asked.table("model").items() if name != "weights"}
         asked = replace(asked, tables={**asked.tables, "model": model})
     with tempfile.TemporaryDirectory() as folder:
-        job = Run(asked, folder)
-        images, base, graph = job.calibration[0][0], job.base.eval(), job.graph
+        job = open_run(asked, folder)
+        images, base, graph = job.calibration[0][0], job.model.eval(), job.graph
     found = analyze(base, [(images[:2], torch.zeros(2, dtype=torch.long))], [L2()])
 
     def cut(share: float, multiple: int) -> nn.Module:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.information.machine import header
-from infoprune import registry
 from infoprune.analyses.baselines import L2
+from infoprune.analyses.runner import analyze
+from infoprune.config import registry
 from infoprune.models import cifar_resnet
-from infoprune.observing import analyze
-from infoprune.planning import plan
-from infoprune.pruning import channel_graph, prune
-from infoprune.verifying import verify
+from infoprune.planning.planner import plan
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
+from infoprune.pruning.verify import verify
 
 
 def resident_mib() -> float:
@@ -34,7 +35,7 @@ def resident_mib() -> float:
 
 
 class Batches:
-    """Random images, made anew for each batch."""
+    """Random images, made again for each batch."""
 
     def __init__(self, count: int, samples: int) -> None:
         self.count, self.samples = count, samples

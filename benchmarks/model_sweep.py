@@ -1,9 +1,9 @@
-"""Every network of torchvision pruned at random: equal to its masked twin, or refused before anything is changed.
+"""Every network of torchvision pruned at random: equal to its masked reference model, or refused beforehand.
 
     python -m benchmarks.model_sweep [--only 'resnet*' 'timm:*'] [--output benchmarks/results/model-sweep.md]
 
 All classification and segmentation networks of torchvision, and five of timm (`pip install timm`, or leave them out),
-with random weights: norms and scales drawn anew, batch statistics from eight random images, so that every channel
+with random weights: norms and scales drawn again, batch statistics from eight random images, so that every channel
 matters. Every group that can be cut keeps a random 75, 50 and 25 % of its channels. Each network has a process of its
 own, with a limit on time and on address space.
 """
@@ -24,11 +24,13 @@ import torch
 from torch import nn
 
 from benchmarks.information.machine import header, peak_memory_gib, reset_peak_memory
-from infoprune.artifacts import ChannelGraph, GroupPlan, Plan
 from infoprune.errors import RunError, UserError
+from infoprune.graph.channels import ChannelGraph
 from infoprune.models import torchvision as torchvision_models
-from infoprune.pruning import channel_graph, prune
-from infoprune.verifying import verify
+from infoprune.planning.plan import GroupPlan, Plan
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
+from infoprune.pruning.verify import verify
 
 RATIOS = (0.75, 0.5, 0.25)
 TIMM = ("mobilenetv4_conv_small", "ghostnet_100", "hrnet_w18_small", "convnext_atto", "vit_tiny_patch16_224")
@@ -146,7 +148,8 @@ def note(rows: dict[str, dict[str, Any]], opening: list[str]) -> str:
     lines = [
         "# Random plans on every network of torchvision",
         "",
-        "Pruned against masked twin: the largest difference over the largest output, the worst of three plans that "
+        "Pruned against masked reference model: the largest difference over the largest output, the worst of three "
+        "plans that "
         "keep 75, 50 and 25 % of every group that can be cut. The head is always refused, and not counted as such. "
         "Peak: resident memory in GiB beyond the model and what was there before, while graphs are built and the "
         "network is pruned, activations included.",

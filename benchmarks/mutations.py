@@ -1,7 +1,7 @@
 """Mutation testing: small faults go into the code, one at a time, and the tests have to see each.
 
     pip install cosmic-ray
-    python -m benchmarks.mutations [--each 8] [--seed 0] [--only infoprune/pruning.py …] [--output NOTE.md]
+    python -m benchmarks.mutations [--each 8] [--seed 0] [--only infoprune/pruning/prune.py …] [--output NOTE.md]
 
 cosmic-ray makes the faults (another operator, a number one off, a condition turned round); of each module some are
 drawn at random. They go into a copy of the checkout, never into this one. A fault is killed where a test of that part
@@ -37,10 +37,10 @@ from benchmarks.information.machine import header
 PARTS = {
     "infoprune/information": ["tests/information", "tests/analyses"],
     "infoprune/planning": [
-        f"tests/test_{name}.py" for name in ("planning", "allocation", "budgets", "masks", "costs", "advising")
+        *("tests/planning", "tests/graph/test_costs.py", "tests/pipeline/test_advise.py"),
     ],
-    "infoprune/pruning.py": [
-        f"tests/test_{name}.py" for name in ("pruning", "silent_failures", "norms", "verifying", "users_modules")
+    "infoprune/pruning/prune.py": [
+        f"tests/pruning/test_{name}.py" for name in ("prune", "silent_failures", "norms", "verify", "users_modules")
     ],
 }
 # Unions of types and of options, where another operator is no program at all; decorators are no behaviour of ours.

@@ -18,18 +18,20 @@ from typing import Any
 import torch
 
 from benchmarks.information.machine import header
-from infoprune import recipe
+from infoprune.analyses.base import Finding
 from infoprune.analyses.baselines import Random
-from infoprune.artifacts import Finding
+from infoprune.analyses.runner import analyze
+from infoprune.config import recipe
 from infoprune.errors import UserError
-from infoprune.observing import analyze
-from infoprune.pipeline import Run
-from infoprune.planning import plan
+from infoprune.evaluation.accuracy import evaluate
+from infoprune.pipeline.context import open_run
+from infoprune.pipeline.run import run_until
+from infoprune.pipeline.steps.analyze import findings as findings_of
+from infoprune.planning.planner import plan
 from infoprune.planning.ranking import rank
-from infoprune.pruning import prune
-from infoprune.repairing import repair
-from infoprune.repairing.probing import measure_sensitivity
-from infoprune.training import evaluate
+from infoprune.planning.sensitivity import measure_sensitivity
+from infoprune.pruning.prune import prune
+from infoprune.repairing.repair import repair
 
 ANALYSES = ("information_bottleneck", "redundancy", "spectral_rolloff", "cmi_permutation", "response_information")
 BASELINES = ("l1", "l2", "taylor", "batch_norm_scale")
@@ -57,14 +59,14 @@ class Bench:
     def __init__(self, name: str, batches: int, folder: Path, given: list[str]) -> None:
         analyses = [f"analyses.{each}={{}}" for each in (*ANALYSES, *BASELINES)]
         overrides = [f"calibration.batches={batches}", *analyses, *given]
-        self.job = Run(recipe.read(name, overrides), folder)
+        self.job = open_run(recipe.read(name, overrides), folder)
         start = time.perf_counter()
-        self.job.analyze()
+        run_until(self.job, "analyze")
         self.seconds = time.perf_counter() - start
-        self.findings = self.job.findings()
+        self.findings = findings_of(self.job)
         layers = [layer for finding in self.findings if finding.analysis == "l2" for layer in finding.importance]
         controls = [Random(seed=seed) for seed in range(3)]
-        self.random = analyze(self.job.base, self.job.calibration[:1], controls, layers=layers)
+        self.random = analyze(self.job.model, self.job.calibration[:1], controls, layers=layers)
         self.tables: dict[str, Mapping[str, Mapping[int, float]]] = {}
 
     def accuracy(self, findings: list[Finding], rank_by: str, keep: float, rule: Mapping[str, Any]) -> float:
@@ -73,14 +75,14 @@ class Bench:
         if rule.get("allocation") == "sensitivity":
             table = self._sensitivity(findings, rank_by)
         chosen = plan(findings, job.graph, table, rank_by=rank_by, macs=keep, **rule)
-        model = prune(job.base, chosen)
-        repair(model, job.base, job.graph, chosen.kept(), job.calibration)
+        model = prune(job.model, chosen)
+        repair(model, job.model, job.graph, chosen.kept(), job.calibration)
         return 100 * evaluate(model, job.data.batches("validation", batch_size=256)).accuracy
 
     def _sensitivity(self, findings: list[Finding], rank_by: str) -> Mapping[str, Mapping[int, float]]:
         if rank_by not in self.tables or rank_by == "random":
             scores = rank(findings, self.job.graph, rank_by)
-            self.tables[rank_by] = measure_sensitivity(self.job.base, self.job.graph, scores, self.job.calibration[:4])
+            self.tables[rank_by] = measure_sensitivity(self.job.model, self.job.graph, scores, self.job.calibration[:4])
         return self.tables[rank_by]
 
     def row(self, rank_by: str, keep: float, rule: Mapping[str, Any]) -> str:
@@ -111,7 +113,7 @@ def main() -> None:
         args.recipe, args.batches, args.folder or Path("runs") / f"benchmark-planning-{args.recipe}", args.given
     )
     batches = bench.job.data.batches("validation", batch_size=256)
-    base = 100 * evaluate(copy.deepcopy(bench.job.base), batches).accuracy
+    base = 100 * evaluate(copy.deepcopy(bench.job.model), batches).accuracy
     kept = " | ".join(f"{keep:.0%} of MACs" for keep in args.keep)
     rows = [f"Recipe `{args.recipe}`; unpruned {base:.2f} on validation; {args.batches} calibration batches.", ""]
     rows += [f"| ranked by | widths | {kept} |", "|---|---|" + "---|" * len(args.keep)]

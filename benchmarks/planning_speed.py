@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from benchmarks.information.machine import header, peak_memory_gib, reset_peak_memory
-from infoprune.artifacts import ChannelGraph, Finding
+from infoprune.analyses.base import Finding
+from infoprune.graph.channels import ChannelGraph
 from infoprune.models import torchvision
-from infoprune.planning import plan
-from infoprune.pruning import channel_graph, prune
+from infoprune.planning.planner import plan
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
 
 NETWORKS = ("mobilenet_v2", "resnet50", "wide_resnet101_2")
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import mean, pstdev
 
 from benchmarks.information.machine import header
-from infoprune import recipe
-from infoprune.allocator import keep_freed_memory
-from infoprune.artifacts import Metrics
-from infoprune.pipeline import Run
-from infoprune.workspace import Silence
+from infoprune.config import recipe
+from infoprune.evaluation.metrics import Metrics
+from infoprune.pipeline.context import Silence, open_run
+from infoprune.pipeline.run import run_until
+from infoprune.pipeline.steps.evaluate import metrics as metrics_of
+from infoprune.utils.allocator import keep_freed_memory
 
 # From base accuracies of about 93.5, after full schedules.
 PUBLISHED = (
@@ -41,9 +42,9 @@ class Lines(Silence):
 def ran(share: float, seed: int, given: list[str], folder: Path) -> Metrics:
     """What a run measured of each stage; it goes on with whatever is missing."""
     asked = recipe.read("resnet56_cifar10", [f"plan.macs={share}", f"run.seed={seed}", *given])
-    job = Run(asked, folder / f"{share}-{seed}", Lines())
-    job.until("evaluate")
-    return job.metrics()
+    job = open_run(asked, folder / f"{share}-{seed}", Lines())
+    run_until(job, "evaluate")
+    return metrics_of(job)
 
 
 def rows(share: float, found: dict[int, Metrics]) -> list[str]:

@@ -22,22 +22,27 @@ from typing import Any
 import torch
 
 from benchmarks.information.machine import header
-from infoprune import checkpoint, recipe, store
-from infoprune.allocator import keep_freed_memory
 from infoprune.analyses.data_processing import DataProcessing
-from infoprune.artifacts import ChannelGraph, Plan
-from infoprune.narrowing import narrowed
-from infoprune.observing import analyze
-from infoprune.pipeline import Run
-from infoprune.planning import plan
+from infoprune.analyses.runner import analyze
+from infoprune.config import recipe
+from infoprune.evaluation.accuracy import evaluate
+from infoprune.graph.channels import ChannelGraph
+from infoprune.graph.depth import check_blocks
+from infoprune.io import checkpoint, storage
+from infoprune.pipeline.architecture import narrowed
+from infoprune.pipeline.context import Context, open_run
+from infoprune.pipeline.run import run_until
+from infoprune.pipeline.steps.analyze import findings as findings_of
 from infoprune.planning.allocation import Span, in_proportion, meet
-from infoprune.planning.budgets import budget_of
+from infoprune.planning.budget import budget_of
+from infoprune.planning.plan import Plan
+from infoprune.planning.planner import plan
 from infoprune.planning.ranking import rank
-from infoprune.pruning import prune
-from infoprune.repairing import repair
-from infoprune.repairing.probing import measure_sensitivity
-from infoprune.shortening import check_blocks
-from infoprune.training import evaluate, finetune
+from infoprune.planning.sensitivity import measure_sensitivity
+from infoprune.pruning.prune import prune
+from infoprune.repairing.repair import repair
+from infoprune.training.finetune import finetune
+from infoprune.utils.allocator import keep_freed_memory
 
 ADVISING = ("response_information", "cmi_permutation", "redundancy", "energy_propagation")
 SEEDS = 3
@@ -52,13 +57,13 @@ def random_widths(graph: ChannelGraph, share: float, seed: int) -> dict[str, int
     return meet(budget_of(graph, macs=share), spans, like)
 
 
-def candidates(job: Run, share: float) -> dict[str, list[dict[str, int]]]:
-    """Widths per way of choosing them; random ones anew for every seed."""
-    graph, found = job.graph, job.findings()
+def candidates(job: Context, share: float) -> dict[str, list[dict[str, int]]]:
+    """Widths per way of choosing them; random ones again for every seed."""
+    graph, found = job.graph, findings_of(job)
     known = {finding.analysis: finding for finding in found}
     how: dict[str, Any] = {"rank_by": "response_information", "macs": share, "redundancy_by": []}
     scores = rank(found, graph, "response_information")
-    table = measure_sensitivity(job.base, graph, scores, job.calibration[:4])
+    table = measure_sensitivity(job.model, graph, scores, job.calibration[:4])
     plans = {"measured sensitivity": plan(found, graph, table, allocation="sensitivity", width_by=[], **how)}
     plans["uniform"] = plan(found, graph, allocation="uniform", width_by=[], **how)
     for name in ADVISING:
@@ -71,34 +76,36 @@ def candidates(job: Run, share: float) -> dict[str, list[dict[str, int]]]:
     return ways
 
 
-def trained(job: Run, widths: Mapping[str, int], seed: int, epochs: int, images: int, rate: float) -> tuple[int, float]:
+def trained(
+    job: Context, widths: Mapping[str, int], seed: int, epochs: int, images: int, rate: float
+) -> tuple[int, float]:
     """Multiply-accumulates and test accuracy of a network of these widths, trained from new weights."""
     layers = {layer: own for layer, (_, own) in job.graph.layer_widths(dict(widths)).items()}
-    reference = narrowed(job.settings.model, job.base, layers)
+    reference = narrowed(job.settings.model, job.model, layers)
     if reference is None:
         raise SystemExit(f"the family {job.settings.model.name} has no arguments for these widths")
     torch.manual_seed(seed)
     model = checkpoint.build(reference).to(job.device)
     batches = job.batches("train", seed, images)
-    given = job.settings.verbs["finetune"]
+    given = job.settings.tables["finetune"]
     faster = {name: given[name] for name in ("precision", "channels_last") if name in given}
     finetune(model, batches, job.batches("validation"), epochs=epochs, learning_rate=rate, seed=seed, **faster)
     return job.graph.macs(dict(widths)), evaluate(model, job.batches("test")).accuracy
 
 
-def widths_rows(job: Run, args: argparse.Namespace) -> list[str]:
+def widths_rows(job: Context, args: argparse.Namespace) -> list[str]:
     """A row per way of choosing widths."""
     lines = [f"{args.epochs} epochs on {args.images or 'all'} training images from new weights, {SEEDS} seeds.", ""]
     lines += ["| widths | share of MACs | test accuracy | single seeds |", "|---|---|---|---|"]
     path = job.out / "trainings.json"
-    known: dict[str, Any] = store.read_json(path) if path.exists() else {}
+    known: dict[str, Any] = storage.read_json(path) if path.exists() else {}
     for name, ways in candidates(job, args.share).items():
         found = []
         for seed, widths in enumerate(ways):
-            key = repr((widths, seed, args.epochs, args.images, args.rate, job.settings.verbs["finetune"]))
+            key = repr((widths, seed, args.epochs, args.images, args.rate, job.settings.tables["finetune"]))
             if key not in known:
                 known[key] = trained(job, widths, seed, args.epochs, args.images, args.rate)
-                store.write_json(path, known)
+                storage.write_json(path, known)
             found.append(known[key])
         scores = [100 * accuracy for _, accuracy in found]
         cost = mean(macs for macs, _ in found) / job.graph.unpruned.macs
@@ -108,23 +115,23 @@ def widths_rows(job: Run, args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def depth_rows(job: Run) -> list[str]:
+def depth_rows(job: Context) -> list[str]:
     """A row per block that could be removed, ordered by what is left without it."""
     analysis = DataProcessing()
     start = time.perf_counter()
-    found = analyze(job.base, job.calibration, [analysis])[0]
-    took, base = time.perf_counter() - start, evaluate(job.base, job.batches("validation")).accuracy
+    found = analyze(job.model, job.calibration, [analysis])[0]
+    took, base = time.perf_counter() - start, evaluate(job.model, job.batches("validation")).accuracy
     rows = []
     for block in analysis.blocks():
         try:
-            check_blocks(job.base, [block], job.calibration[0][0][:1])
+            check_blocks(job.model, [block], job.calibration[0][0][:1])
         except Exception as error:
             rows.append((0.0, f"| {block} | | refused: {str(error).splitlines()[0]} | | |"))
             continue
-        graph = job.graph_of((block,))
-        model = prune(job.base, Plan((), {}, graph.unpruned.macs, graph.macs({}), graph.input_shape, removed=(block,)))
+        graph = job.graph_without((block,))
+        model = prune(job.model, Plan((), {}, graph.unpruned.macs, graph.macs({}), graph.input_shape, removed=(block,)))
         cut = evaluate(model, job.batches("validation")).accuracy
-        repair(model, job.base, graph, {}, job.calibration)
+        repair(model, job.model, graph, {}, job.calibration)
         after = evaluate(model, job.batches("validation")).accuracy
         figures = found.measures.get(block, {})
         said = "; ".join(
@@ -160,11 +167,11 @@ def main() -> None:
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.recommendations {' '.join(sys.argv[1:])}")
     wanted = [] if args.depth else [f"analyses.{name}={{}}" for name in ADVISING]
-    job = Run(recipe.read(args.recipe, [*wanted, *args.given]), args.folder)
+    job = open_run(recipe.read(args.recipe, [*wanted, *args.given]), args.folder)
     if args.depth:
         lines = depth_rows(job)
     else:
-        job.analyze()
+        run_until(job, "analyze")
         lines = widths_rows(job, args)
     title = f"# {'Removing one block' if args.depth else 'Training recommended widths'}: {args.recipe}"
     text = "\n".join([title, "", *opening, *lines])

@@ -20,23 +20,26 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.information.machine import header
-from infoprune import checkpoint
 from infoprune.analyses.baselines import L2, Random, Taylor
 from infoprune.analyses.response_information import ResponseInformation
-from infoprune.artifacts import ChannelGraph, ChannelGroup, GroupPlan, ModelReference, Plan
-from infoprune.observing import analyze
-from infoprune.peers import masks_of
-from infoprune.planning import plan
+from infoprune.analyses.runner import analyze
+from infoprune.data.dataset import Data
+from infoprune.evaluation.accuracy import evaluate
+from infoprune.evaluation.metrics import ModelReference
+from infoprune.evaluation.profile import count_macs
+from infoprune.graph.channels import ChannelGraph, ChannelGroup
+from infoprune.io import checkpoint
+from infoprune.planning.greedy import allocate
 from infoprune.planning.masks import compose
-from infoprune.planning.sensitivity import allocate
-from infoprune.profiling import count_macs
-from infoprune.pruning import channel_graph, prune
-from infoprune.repairing import repair
-from infoprune.repairing.matching import match_predictions
-from infoprune.repairing.probing import SHARES, measure_sensitivity
-from infoprune.repairing.reconstructing import reconstruct
-from infoprune.splits import Data
-from infoprune.training import evaluate
+from infoprune.planning.plan import GroupPlan, Plan
+from infoprune.planning.planner import plan
+from infoprune.planning.sensitivity import SHARES, measure_sensitivity
+from infoprune.pruning.baselines import masks_of
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
+from infoprune.repairing.distill import match_predictions
+from infoprune.repairing.reconstruct import reconstruct
+from infoprune.repairing.repair import repair
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -178,7 +181,7 @@ class Bench:
     def twice(
         self, criterion: str, first: float, budget: float, methods: Sequence[str], steps: int, match: int
     ) -> list[str]:
-        """Cut and repaired for a first budget, then scored and measured anew and cut for the second."""
+        """Cut and repaired for a first budget, then scored and measured again and cut for the second."""
         if self.round is None:
             plan = _plan(self.graph, self.scores[criterion], self.widths(criterion, first))
             model = prune(self.model, plan)
@@ -195,23 +198,23 @@ class Bench:
         second = _plan(graph, scores, allocate(table, graph, left))
         both = compose(plan, second)
         return self._repairs(
-            criterion, f"measured at {first:g}x and anew", both, prune(model, second), methods, steps, match
+            criterion, f"measured at {first:g}x and again", both, prune(model, second), methods, steps, match
         )
 
     def _repairs(
         self, kept_by: str, widths: str, plan: Plan, smaller: nn.Module, methods: Sequence[str], steps: int, match: int
     ) -> list[str]:
         lines = []
-        mended, before = smaller, 0.0
+        corrected, before = smaller, 0.0
         for method in methods:
             start, model = time.perf_counter(), copy.deepcopy(smaller)
             models, seen = (self.model, self.graph, plan.kept()), [*self.calibration, *self.views]
             if method == "match":  # after what came before
-                model, start = copy.deepcopy(mended), start - before
+                model, start = copy.deepcopy(corrected), start - before
                 match_predictions(model, *models, seen, blocks=match, cache_mb=self.cache_mb)
             elif method == "reconstruct" and "compensate" in methods[: methods.index(method)]:
                 # What `repair` does, without doing its first half again.
-                model, start = mended, start - before
+                model, start = corrected, start - before
                 reconstruct(model, *models, seen, steps=steps, cache_mb=self.cache_mb)
             else:
                 how: dict[str, Any] = {"method": method, "steps": steps, "cache_mb": self.cache_mb}
@@ -219,7 +222,7 @@ class Bench:
             seconds = time.perf_counter() - start
             lines.append(self.row(kept_by, widths, model, method, seconds))
             if method in ("compensate", "reconstruct"):
-                mended, before = model, seconds
+                corrected, before = model, seconds
         return lines
 
     def as_it_comes(self, name: str, budget: float) -> str:
@@ -254,7 +257,7 @@ def main() -> None:
     parser.add_argument("--cache-mb", type=int, default=2048, help="memory for maps")
     parser.add_argument("--control-methods", nargs="+", default=["none", "compensate"], help="at uniform widths")
     parser.add_argument("--plain", nargs="*", type=float, default=[2.1], help="fewer MACs, torch-pruning as it comes")
-    parser.add_argument("--first", type=float, help="fewer MACs of a first round, repaired and measured anew")
+    parser.add_argument("--first", type=float, help="fewer MACs of a first round, repaired and measured again")
     parser.add_argument("--steps", type=int, default=200, help="of reconstruct, per block")
     parser.add_argument("--state", type=Path, help="file that keeps scores and sensitivities from call to call")
     parser.add_argument("--threads", type=int, default=1)

@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 
 import torch
+from infoprune.pipeline.surveying import SENSITIVITY_BATCHES
 
 from benchmarks.information.machine import header
-from infoprune import recipe
-from infoprune.observing import analyze
-from infoprune.pipeline import Run
+from infoprune.analyses.runner import analyze
+from infoprune.config import recipe
+from infoprune.config.registry import find
+from infoprune.pipeline.context import open_run
 from infoprune.planning.ranking import rank
-from infoprune.registry import find
-from infoprune.repairing.probing import measure_sensitivities, measure_sensitivity
-from infoprune.surveying import SENSITIVITY_BATCHES
+from infoprune.planning.sensitivity import measure_sensitivities, measure_sensitivity
 
 
 def main() -> None:
@@ -36,21 +36,21 @@ def main() -> None:
     torch.manual_seed(0)
     opening = header(f"INFOPRUNE_DATA=DATA python -m benchmarks.sensitivity {' '.join(sys.argv[1:])}")
     with tempfile.TemporaryDirectory() as folder:
-        job = Run(recipe.read(args.recipe, args.given), folder)
-        among = [name.split("+") for name in job.settings.verbs["choose"]["among"]]
+        job = open_run(recipe.read(args.recipe, args.given), folder)
+        among = [name.split("+") for name in job.settings.tables["choose"]["among"]]
         names = dict.fromkeys(name for each in among for name in each)
         groups = [group for group in job.graph.groups if not group.refusal]
         layers = [member.layer for group in groups for member in group.members if member.side == "out"]
         analyses = [find("analyses", name)(**job.settings.analyses.get(name, {})) for name in names]
-        findings = analyze(job.base, job.calibration, analyses, layers=layers)
+        findings = analyze(job.model, job.calibration, analyses, layers=layers)
         scores = {"+".join(each): rank(findings, job.graph, each) for each in among}
         few = job.calibration[:SENSITIVITY_BATCHES]
         alone, together = [], []
         for _ in range(args.rounds):
             start = time.process_time()
-            one_by_one = {name: measure_sensitivity(job.base, job.graph, each, few) for name, each in scores.items()}
+            one_by_one = {name: measure_sensitivity(job.model, job.graph, each, few) for name, each in scores.items()}
             middle = time.process_time()
-            at_once = measure_sensitivities(job.base, job.graph, scores, few)
+            at_once = measure_sensitivities(job.model, job.graph, scores, few)
             alone.append(middle - start)
             together.append(time.process_time() - middle)
             assert at_once == one_by_one

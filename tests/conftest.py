@@ -52,7 +52,7 @@ class Chain(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = torch.relu(self.first_norm(self.first(images)))
-        maps = torch.sigmoid(self.second_norm(self.second(maps)))  # not zero at zero: the twin must not rely on it
+        maps = torch.sigmoid(self.second_norm(self.second(maps)))  # not zero at zero: the clone must not rely on it
         maps = nn.functional.adaptive_avg_pool2d(torch.relu(self.third(maps)), 2)
         return self.head(maps.flatten(1))
 
@@ -60,9 +60,10 @@ class Chain(nn.Module):
 def prove(model: nn.Module, images: torch.Tensor, share: float = 0.5) -> tuple[nn.Module, dict[str, str]]:
     """Cuts every group that can be cut at random, proves the result, and gives it with the refusals of the others."""
     # Imported here: the hook above has to come before anything of the package.
-    from infoprune.artifacts import GroupPlan, Plan
-    from infoprune.pruning import channel_graph, prune
-    from infoprune.verifying import verify
+    from infoprune.planning.plan import GroupPlan, Plan
+    from infoprune.pruning.channel_graph import channel_graph
+    from infoprune.pruning.prune import prune
+    from infoprune.pruning.verify import verify
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph, groups = channel_graph(model, images), []

@@ -16,8 +16,10 @@ import click
 import pytest
 
 import infoprune
-from infoprune import cli, recipe, registry, settings
-from tests.test_cli import call
+from infoprune import cli
+from infoprune.config import recipe, registry
+from infoprune.pipeline import settings
+from tests.cli.test_cli import call
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

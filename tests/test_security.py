@@ -15,11 +15,14 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from infoprune import checkpoint, cli, store
-from infoprune.artifacts import GroupPlan, ModelReference, Plan
+from infoprune import cli
 from infoprune.errors import RunError, UserError
+from infoprune.evaluation.metrics import ModelReference
+from infoprune.io import checkpoint, storage
 from infoprune.models import lenet
-from infoprune.pruning import channel_graph, prune
+from infoprune.planning.plan import GroupPlan, Plan
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
 
 PACKAGE = Path(__file__).parent.parent / "infoprune"
 QUICK = ["finetune.epochs=0", "evaluate.latency_repeats=1", "calibration.batches=2", "plan.allocation=uniform"]
@@ -237,10 +240,10 @@ def test_names_in_artifacts_are_no_paths(tmp_path: Path) -> None:
     out = tmp_path / "a" / "run"
     assert call("prune", "digits", "--out", out, *QUICK)[0] == 0
     before = {path for path in tmp_path.rglob("*") if "run" not in path.parts}
-    plan = store.read_json(out / "plan.json")
+    plan = storage.read_json(out / "plan.json")
     plan["groups"][0]["group"] = "../../../evil"
     plan["notes"] = ["../../evil"]
-    store.write_json(out / "plan.json", plan)
+    storage.write_json(out / "plan.json", plan)
     assert call("prune", "digits", "--out", out, *QUICK)[0] == 2
     code, _ = call("analyze", "digits", "--out", out, "--set", "analyses.'../../evil'.x=1", *QUICK)
     assert code == 2

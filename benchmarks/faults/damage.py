@@ -13,8 +13,8 @@ from unittest.mock import patch
 
 from benchmarks.faults.project import Ending, Project, differences
 from infoprune.errors import RunError
-from infoprune.resuming import EpochFile
-from infoprune.run_directory import OWN
+from infoprune.pipeline.run_directory import OWN
+from infoprune.training.resume import EpochFile
 
 MANIFEST, STATE, USERS = f"{OWN}/manifest.json", f"{OWN}/finetuned.epochs.safetensors", "user.txt"
 # What may come of a damaged file, and what must not.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.faults.project import Ending, Project
-from infoprune.run_directory import OWN
+from infoprune.pipeline.run_directory import OWN
 
 COMMANDS = ("inspect", "widths", "depth", "analyze", "plan", "prune", "repair", "finetune", "evaluate", "export")
 COMMANDS += ("report", "run", "train", "compare")

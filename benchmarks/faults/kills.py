@@ -22,9 +22,10 @@ import onnx
 
 from benchmarks.faults import foreign
 from benchmarks.faults.project import differences
-from infoprune import pipeline, store
-from infoprune.recipe import read
-from infoprune.run_directory import OWN
+from infoprune.config.recipe import read
+from infoprune.io import storage
+from infoprune.pipeline import run as pipeline
+from infoprune.pipeline.run_directory import OWN
 
 RECIPE = """
 [run]
@@ -111,9 +112,9 @@ def check_whole(out: Path) -> None:
         if OWN in path.parts and path.name not in ("manifest.json", "finetuned.epochs.safetensors"):
             continue  # on its way to its name
         if path.suffix == ".json":
-            store.read_json(path)
+            storage.read_json(path)
         elif path.suffix == ".safetensors":
-            store.read_tensors(path)
+            storage.read_tensors(path)
         elif path.suffix == ".onnx":
             onnx.checker.check_model(path)
         elif path.suffix == ".html":

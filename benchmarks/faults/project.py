@@ -17,8 +17,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from infoprune import cli, registry
-from infoprune.run_directory import OWN
+from infoprune import cli
+from infoprune.config import registry
+from infoprune.pipeline.run_directory import OWN
 
 FILES = {
     "own_filters.py": """\
@@ -89,7 +90,7 @@ def metric(logits, labels):
     "own_scores.py": """\
 import torch
 from torch import nn
-from infoprune.artifacts import Finding
+from infoprune.analyses.base import Finding
 
 
 class Means:

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.faults.project import Ending, Project, differences
-from infoprune import workspace
-from infoprune.pipeline import STEPS
+from infoprune.pipeline import artifacts
+from infoprune.pipeline.run import STEPS
 
 NOTICED, ACCEPTED, UNNAMED, NEEDLESS, TRACEBACK = (
     "noticed",
@@ -107,8 +107,8 @@ def _other_image(project: Project) -> None:
 
 
 def _other_torch() -> AbstractContextManager[object]:
-    found = {**workspace.versions(), "torch": "2.99.0"}
-    return patch.object(workspace, "versions", lambda: found)
+    found = {**artifacts.versions(), "torch": "2.99.0"}
+    return patch.object(artifacts, "versions", lambda: found)
 
 
 CHANGES: dict[str, Change] = {

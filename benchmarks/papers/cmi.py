@@ -12,9 +12,9 @@ from typing import Any
 
 from benchmarks.papers.common import Report, accuracy, calibration, found_in, load, mean_and_spread, panels, stages
 from infoprune.analyses.cmi_permutation import CmiPermutation
+from infoprune.data.dataset import Data
 from infoprune.information.selection import Selection
 from infoprune.models import lenet
-from infoprune.splits import Data
 
 WIDTHS = [6, 128]
 LAYERS = {"before": "conv2", "behind": "act2"}

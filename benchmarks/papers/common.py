@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from benchmarks.information.machine import header
-from infoprune.artifacts import Finding
-from infoprune.checkpoint import load_data
+from infoprune.analyses.base import Finding
+from infoprune.analyses.runner import analyze
+from infoprune.data.dataset import Batches, Data
+from infoprune.evaluation.accuracy import evaluate
+from infoprune.io.checkpoint import load_data
 from infoprune.models import alexnet, lenet
-from infoprune.observing import analyze
-from infoprune.splits import Batches, Data
-from infoprune.training import evaluate, finetune
+from infoprune.training.finetune import finetune
 
 RESULTS = Path(__file__).parent.parent / "results" / "papers"
 SEVERAL = ("mnist", "fashion_mnist", "fruits360")
@@ -133,7 +134,7 @@ def load(name: str) -> Data:
 
 
 def training_batches(data: Data, images: int, seed: int) -> Batches:
-    """The first `images` of the training split, which is in random order, shuffled anew each epoch."""
+    """The first `images` of the training split, which is in random order, shuffled again each epoch."""
     train = data.train
     fewer = (
         TensorDataset(*(tensor[:images] for tensor in train.tensors))

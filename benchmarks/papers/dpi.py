@@ -23,9 +23,9 @@ from benchmarks.papers.common import (
     panels,
     stages,
 )
+from infoprune.analyses.base import Finding
 from infoprune.analyses.data_processing import DataProcessing
-from infoprune.artifacts import Finding
-from infoprune.observing import analyze
+from infoprune.analyses.runner import analyze
 
 WIDTHS = {"mnist": [6, 12], "fashion_mnist": [6, 12], "fruits360": [16, 32, 64, 128]}
 RATES = {"mnist": 0.02, "fashion_mnist": 0.02, "fruits360": 0.01}

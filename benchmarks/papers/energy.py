@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.papers.common import Pair, Report, panels
+from infoprune.analyses.base import Finding
 from infoprune.analyses.energy_propagation import NETWORK, EnergyPropagation
-from infoprune.artifacts import Finding, ModelReference
-from infoprune.checkpoint import build, load_data
+from infoprune.analyses.runner import analyze
+from infoprune.evaluation.metrics import ModelReference
 from infoprune.information.spectrum import scattering_depth
-from infoprune.observing import analyze
+from infoprune.io.checkpoint import build, load_data
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 PUBLISHED = {

@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks.papers.common import Report, accuracy, calibration, found_in, mean_and_spread, panels, stages
 from infoprune.analyses.cmi_permutation import CmiPermutation
 from infoprune.analyses.information_bottleneck import InformationBottleneck
-from infoprune.checkpoint import load_data
 from infoprune.information.selection import Selection
+from infoprune.io.checkpoint import load_data
 from infoprune.models import vgg
 
 WIDTHS = [16, 16, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 512]

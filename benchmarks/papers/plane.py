@@ -23,9 +23,9 @@ from benchmarks.papers.common import (
     panels,
     training_batches,
 )
+from infoprune.analyses.base import Finding
 from infoprune.analyses.information_plane import InformationPlane, trajectories
-from infoprune.artifacts import Finding
-from infoprune.training import finetune
+from infoprune.training.finetune import finetune
 
 WIDTHS = {"mnist": [6, 32], "fashion_mnist": [6, 32], "fruits360": [16, 32, 64, 128]}
 RATES = {"mnist": 0.02, "fashion_mnist": 0.02, "fruits360": 0.01}

@@ -16,14 +16,16 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from benchmarks.papers.common import Pair, Report, mean_and_spread, panels
-from infoprune import checkpoint, store
+from infoprune.analyses.base import LayerView
+from infoprune.analyses.runner import analyze
 from infoprune.analyses.spectral_rolloff import SpectralRolloff
-from infoprune.artifacts import LayerView, ModelReference
-from infoprune.checkpoint import load_data
+from infoprune.data.dataset import Batches
+from infoprune.evaluation.accuracy import evaluate
+from infoprune.evaluation.metrics import ModelReference
 from infoprune.information.spectrum import radial_bins, radial_profile, roll_off
-from infoprune.observing import analyze
-from infoprune.splits import Batches
-from infoprune.training import evaluate, finetune
+from infoprune.io import checkpoint, storage
+from infoprune.io.checkpoint import load_data
+from infoprune.training.finetune import finetune
 
 SIZES = (224, 112, 56, 28, 14, 7)
 PUBLISHED = (0.852, 0.399, 0.198, 0.098, 0.048, 0.025)
@@ -72,7 +74,7 @@ def mobilenet_v1(weights: str | None) -> nn.Module:
     """With its published weights or without."""
     model = MobileNetV1()
     if weights is not None:
-        store.fit_weights(model, store.read_tensors(checkpoint.find_file(weights)), weights)
+        storage.fit_weights(model, storage.read_tensors(checkpoint.find_file(weights)), weights)
     return model.eval()
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from infoprune.artifacts import LayerView
+from infoprune.analyses.base import LayerView
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

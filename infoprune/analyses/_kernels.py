@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from infoprune.analyses._running import require
-from infoprune.artifacts import BatchView, LayerView
+from infoprune.analyses.base import BatchView, LayerView
 from infoprune.errors import UserError
 from infoprune.information.entropy import label_entropy, label_joint_entropy
 from infoprune.information.gram import filter_exponents, filter_grams, squared_distances

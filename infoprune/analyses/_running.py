@@ -8,7 +8,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from infoprune.artifacts import Flag, Measure
+from infoprune.analyses.base import Flag, Measure
 from infoprune.errors import UserError
 from infoprune.information.entropy import SATURATION_BITS
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infoprune.artifacts import Finding, LayerView
+from infoprune.analyses.base import Finding, LayerView
+from infoprune.config.ranges import Seed, in_range
 from infoprune.errors import UserError
-from infoprune.ranges import Seed, in_range
 
 CONVOLUTIONS_AND_LINEAR = (nn.Conv2d, nn.Linear)
 

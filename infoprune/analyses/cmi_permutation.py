@@ -11,11 +11,11 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
-from infoprune.artifacts import Curve, Finding, Flag, LayerView, Measure
+from infoprune.analyses.base import Curve, Finding, Flag, LayerView, Measure
+from infoprune.config.ranges import KernelFactor, ProperShare, Seed, in_range
 from infoprune.information.entropy import SATURATION_BITS, label_entropy, label_mutual_information
 from infoprune.information.permutation import TIE_BITS, cmi_permutation
 from infoprune.information.selection import VARIANTS, Selection, packed, unpacked, width_interval
-from infoprune.ranges import KernelFactor, ProperShare, Seed, in_range
 
 
 @dataclass
@@ -31,7 +31,7 @@ class CmiPermutation:
     """Width by CMI-permutation ("Understanding CNNs…", Appendix B, Algorithm 1; Yu and Príncipe, 1811.11971).
 
     Filters join greedily by I(Y; {T_s, t}); a permutation test on I({T_r − t}; Y | {T_s, t}) decides when to stop,
-    on each mini-batch anew, and the recommended width is the mean over mini-batches, rounded up. Importance is the
+    on each mini-batch again, and the recommended width is the mean over mini-batches, rounded up. Importance is the
     order of joining: 1 for the first, falling by 1/C; filters that never join score below 1/C, by I(T_i; Y).
 
     Where the paper errs: once S(T_s) ≈ log2 n both sides of its test are round-off, and its ≥ counts ties against

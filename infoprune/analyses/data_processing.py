@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
 from infoprune.analyses._reading import ACTIVATIONS
-from infoprune.artifacts import Finding, Flag, LayerView, Measure
+from infoprune.analyses.base import Finding, Flag, LayerView, Measure
+from infoprune.config.ranges import KernelFactor, Order, Permutations, ProperShare, Seed, in_range
 from infoprune.information.entropy import SATURATION_BITS
 from infoprune.information.resampling import Interval, bootstrap_interval
-from infoprune.ranges import KernelFactor, Order, Permutations, ProperShare, Seed, in_range
 
 FIGURES = ("input", "label", "input_debiased", "label_debiased", "error", "batches")
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from infoprune.analyses._folding import NORMS, Folding
 from infoprune.analyses._running import RunningByLayer
-from infoprune.artifacts import Finding, Flag, LayerView, Measure
+from infoprune.analyses.base import Finding, Flag, LayerView, Measure
+from infoprune.config.ranges import PositiveShare, ProperShare, in_range
 from infoprune.information.spectrum import frame_bounds, scattering_depth
-from infoprune.ranges import PositiveShare, ProperShare, in_range
 
 NETWORK = "network"
 """Where figures of the network as a whole stand among the measures."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from infoprune.analyses._kernels import PRESETS, Kernels, labels_of
 from infoprune.analyses._running import RunningByLayer, require, saturated
-from infoprune.artifacts import Finding, LayerView
+from infoprune.analyses.base import Finding, LayerView
+from infoprune.config.ranges import KernelFactor, Order, Permutations, Seed, in_range
 from infoprune.information.scoring import FilterInformation, filter_information
-from infoprune.ranges import KernelFactor, Order, Permutations, Seed, in_range
 
 
 class InformationBottleneck(RunningByLayer):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, labels_of
 from infoprune.analyses._running import RunningByLayer, saturated
-from infoprune.artifacts import Finding, LayerView
+from infoprune.analyses.base import Finding, LayerView
+from infoprune.config.ranges import KernelFactor, Order, Permutations, Seed, in_range
 from infoprune.information.decomposition import non_redundant, sample_pairs
 from infoprune.information.ensembles import pair_information
 from infoprune.information.gram import delta
-from infoprune.ranges import KernelFactor, Order, Permutations, Seed, in_range
 
 COORDINATES = {False: ("I(X;T)", "I(T;Y)"), True: ("non-redundant X", "non-redundant Y")}
 """Names of the measures that are the plane's axes: plain, and modified."""
@@ -26,7 +26,7 @@ class InformationPlane(RunningByLayer):
     T is all filters of a layer as one variable, Y the label under a delta kernel. In the modified plane both
     coordinates become the weighted non-redundant information of Eq. (12), averaged over pairs of filters, about X and
     about Y; the paper sees compression there that the plain plane does not show. One analysis sees a model at one
-    step: run it anew at each step that is to be a point (`finetune` tells `on_step` of each, and looking changes
+    step: run it again at each step that is to be a point (`finetune` tells `on_step` of each, and looking changes
     nothing), and join the findings with `trajectories`.
 
     Where the paper errs: its kernels saturate in wide layers, which then all stand at I(X;T) = H(X), and its RBF on
@@ -39,7 +39,7 @@ class InformationPlane(RunningByLayer):
         alpha: Rényi order; the preset's if not given.
         gamma: factor of the standardized width.
         h: factor of the Silverman width.
-        pairs: pairs of filters for the modified plane, drawn anew in each mini-batch; 0 leaves it out.
+        pairs: pairs of filters for the modified plane, drawn again in each mini-batch; 0 leaves it out.
         permutations: of the samples, for the coordinates less their chance value; 0 leaves them out.
         seed: of pairs and permutations.
     """
@@ -111,7 +111,7 @@ def trajectories(steps: Mapping[int, Finding], *, modified: bool = False) -> dic
     Returns:
         Per layer `points x 3`; steps in which a layer has no such coordinates are left out.
 
-    >>> from infoprune.artifacts import Measure
+    >>> from infoprune.analyses.base import Measure
     >>> point = {"I(X;T)": Measure(torch.tensor(2.0)), "I(T;Y)": Measure(torch.tensor(1.0))}
     >>> trajectories({10: Finding("information_plane", measures={"conv": point})})
     {'conv': tensor([[10.,  2.,  1.]], dtype=torch.float64)}

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from infoprune.analyses._folding import NORMS, Folding
 from infoprune.analyses._kernels import Kernels
 from infoprune.analyses._running import RunningByLayer, saturated
-from infoprune.artifacts import Finding, Flag, LayerView, Measure
+from infoprune.analyses.base import Finding, Flag, LayerView, Measure
+from infoprune.config.ranges import KernelFactor, Order, ProperShare, in_range
 from infoprune.information.entropy import SATURATION_BITS, saturation_margin
 from infoprune.information.spectrum import effective_rank, stable_rank
 from infoprune.information.threads import one_thread_each
-from infoprune.ranges import KernelFactor, Order, ProperShare, in_range
 
 NETWORK = "network"
 """Where figures of the network as a whole stand among the measures."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from infoprune.analyses._kernels import Kernels, Preset
 from infoprune.analyses._running import RunningByLayer, require, saturated
-from infoprune.artifacts import Curve, Finding, LayerView
+from infoprune.analyses.base import Curve, Finding, LayerView
+from infoprune.config.ranges import KernelFactor, Order, Permutations, PositiveShare, Seed, in_range
 from infoprune.information.decomposition import mean_per_variable, mmi_pid, non_redundant, tradeoff
 from infoprune.information.ensembles import pair_information, set_information, width_reaching
 from infoprune.information.resampling import debiased_mutual_information
-from infoprune.ranges import KernelFactor, Order, Permutations, PositiveShare, Seed, in_range
 
 SHARES = {"trade-off share": "share of I(X;{Ti,Tj})", "non-redundant share": "share of I(X;{Ti,Tj})"}
 UNITS = {**SHARES, "width": "filters"}
@@ -43,7 +43,7 @@ class Redundancy(RunningByLayer):
         gamma: factor of the standardized width.
         h: factor of the Silverman width.
         share: of the MMI that the recommended width reaches.
-        partners: other filters each is paired with in a mini-batch, drawn anew in each; all where there are fewer.
+        partners: other filters each is paired with in a mini-batch, drawn again in each; all where there are fewer.
         permutations: for the debiased MMI; 0 leaves it out.
         seed: of partners, order and permutations.
     """
@@ -163,7 +163,7 @@ class Redundancy(RunningByLayer):
         }
 
     def _generator(self, view: LayerView, own: bool) -> torch.Generator:
-        """Random numbers of a layer; the layer's own, or anew for each batch."""
+        """Random numbers of a layer; the layer's own, or again for each batch."""
         batch = 0 if own else view.batch.index + 1
         return torch.Generator().manual_seed((self.seed * 1009 + batch) * 1_000_003 + zlib.crc32(view.layer.encode()))
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from infoprune.analyses._reading import CHANNELWISE, is_depthwise, means, patches, reads
 from infoprune.analyses._running import require
-from infoprune.artifacts import Finding, LayerView, Measure
+from infoprune.analyses.base import Finding, LayerView, Measure
+from infoprune.config.ranges import Seed, ShareBelowOne, in_range
 from infoprune.information.elimination import Elimination, backward_elimination, rises_along
 from infoprune.information.threads import one_thread_each
-from infoprune.ranges import Seed, ShareBelowOne, in_range
 
 FOLDS = 4
 """Parts of the mini-batches, one of which is left out at a time to see how much depends on it."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infoprune.analyses._running import RunningByLayer, require
-from infoprune.artifacts import Finding, Flag, LayerView
+from infoprune.analyses.base import Finding, Flag, LayerView
+from infoprune.config.ranges import ProperShare, in_range
 from infoprune.information.spectrum import radial_bins, radial_profile, roll_off
-from infoprune.ranges import ProperShare, in_range
 
 CHUNK = 2**25
 """Pixels whose spectrum is taken at once: half a gigabyte of complex numbers."""

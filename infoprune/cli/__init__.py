@@ -5,13 +5,13 @@ from typing import Any
 import click
 
 from infoprune import __version__
-from infoprune.allocator import keep_freed_memory
 from infoprune.cli.advice import depth, inspect, widths
 from infoprune.cli.comparison import compare
 from infoprune.cli.display import failures, standard_output
-from infoprune.cli.interrupting import interruptible
+from infoprune.cli.interrupt import interruptible
 from infoprune.cli.reference import check_estimator, completion, doctor, new, options, recipes
 from infoprune.cli.steps import STEPS, run, step_commands, train
+from infoprune.utils.allocator import keep_freed_memory
 
 __all__ = ["STEPS", "main"]
 
@@ -61,7 +61,7 @@ def main() -> None:
                  infoprune inspect mine.toml   what could be cut, before anything is
                  infoprune run mine.toml
 
-    Exit codes: 0 done, 1 the run failed, 2 something in the recipe, data or model has to be mended, 130 interrupted.
+    Exit codes: 0 done, 1 the run failed, 2 something in the recipe, data or model has to be corrected, 130 interrupted.
     """
 
 

@@ -5,26 +5,26 @@ from typing import TYPE_CHECKING
 import click
 
 from infoprune.cli import tables
-from infoprune.cli.running import Shown, on_recipe
+from infoprune.cli.runner import Shown, on_recipe
 
 if TYPE_CHECKING:
-    from infoprune.pipeline import Run
+    from infoprune.pipeline.context import Context
 
 
 @click.command(short_help="What could be cut, what it would save, what not and why.")
 @on_recipe
-def inspect(job: "Run") -> Shown:
+def inspect(job: "Context") -> Shown:
     """Show every channel group of the recipe's model before anything is analysed: its width, the least that the
     constraints allow, what its layers cost, what that would save, and why a group cannot be cut."""
-    from infoprune import advising
+    from infoprune.pipeline import advise
 
-    rows = advising.rooms(job)
-    return Shown(rows, [tables.rooms_table(rows, job.graph)])
+    rows = advise.prunable_groups(job)
+    return Shown(rows, [tables.feasibility_table(rows, job.graph)])
 
 
 @click.command(short_help="Recommended width of every layer; writes widths.json.")
 @on_recipe
-def widths(job: "Run") -> Shown:
+def widths(job: "Context") -> Shown:
     """Recommend a width for every channel group: what each analysis of the recipe says, with its interval over
     mini-batches and its doubts, their median, and what that saves. Where the model family takes widths, the end says
     how to build the narrower network, to be trained from scratch.
@@ -32,19 +32,19 @@ def widths(job: "Run") -> Shown:
     No budget is asked for, and nothing is measured on validation data. --set calibration.labels=false leaves out what
     needs labels.
     """
-    from infoprune import advising
+    from infoprune.pipeline import advise
 
-    advice = advising.advise_widths(job)
+    advice = advise.advise_widths(job)
     return Shown(advice, [tables.widths_table(advice)])
 
 
 @click.command(short_help="Blocks that could be left out; writes depth_advice.json.")
 @click.option("--confirm/--no-confirm", default=True, help="Try each block on validation data, after repair.")
 @on_recipe
-def depth(job: "Run", confirm: bool) -> Shown:
+def depth(job: "Context", confirm: bool) -> Shown:
     """Recommend which blocks to leave out: what the analyses measured between the ends of each, whether they would
     remove it, what validation accuracy says of the network without it after repair, and what that saves."""
-    from infoprune import advising
+    from infoprune.pipeline import advise
 
-    advice = advising.advise_depth(job, confirm)
+    advice = advise.advise_depth(job, confirm)
     return Shown(advice, [tables.depth_table(advice)])

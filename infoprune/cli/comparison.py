@@ -7,18 +7,18 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from infoprune.cli.running import Shown, on_recipe
+from infoprune.cli.runner import Shown, on_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from infoprune.artifacts import Cell
-    from infoprune.pipeline import Run
+    from infoprune.evaluation.metrics import Cell
+    from infoprune.pipeline.context import Context
 
 
 @click.command(short_help="Criteria at equal budgets, with controls; writes compare.csv.")
 @on_recipe
-def compare(job: "Run") -> Shown:
+def compare(job: "Context") -> Shown:
     """Compare criteria at equal budgets on the recipe's model and data, before and after repair (and after fine-tuning
     of equal length, with compare.epochs), beside controls: random filters at the same widths, uniform L2, and a small
     dense network trained from scratch. infoprune options compare lists what can be set.
@@ -26,9 +26,9 @@ def compare(job: "Run") -> Shown:
     The test split is looked at once per stage of each cell; nothing is chosen on it. Interrupted, the same command goes
     on with the cells that are missing.
     """
-    from infoprune import comparing
+    from infoprune.pipeline import compare
 
-    cells = comparing.compare(job, job.settings.compare)
+    cells = compare.compare(job, job.settings.compare)
     return Shown(cells, [cells_table(cells, job.graph.unpruned.macs)])
 
 

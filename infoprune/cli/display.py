@@ -78,7 +78,7 @@ class Display:
         self._said = now
 
     def _show(self, what: str, done: int, total: int) -> None:
-        # Begun anew with the first figure, so that the rate is this process's own where a step is resumed.
+        # Begun again with the first figure, so that the rate is this process's own where a step is resumed.
         if what != self._what or self._task is None or bool(total) != self._counted:
             if self._task is not None:
                 self.bars.remove_task(self._task)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from infoprune.cli.display import Display, out
-from infoprune.cli.running import JSON, QUIET, Shown, show
+from infoprune.cli.runner import JSON, QUIET, Shown, show
 from infoprune.errors import UserError
 
 OVERRIDES = click.option("--set", "given", multiple=True, metavar="TABLE.KEY=VALUE", help="An option to write out.")
@@ -22,7 +22,7 @@ OVERRIDES = click.option("--set", "given", multiple=True, metavar="TABLE.KEY=VAL
 def options(table: str | None, as_json: bool) -> None:
     """Show the options of a recipe TABLE (run, calibration, plan, finetune, analyses.NAME, model.NAME, data.NAME …),
     or without one the list of tables."""
-    from infoprune import settings
+    from infoprune.pipeline import settings
 
     if table is None:
         names = settings.tables()
@@ -40,7 +40,7 @@ def options(table: str | None, as_json: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 def recipes(quiet: bool, as_json: bool) -> None:
     """List the shipped recipes, one line each. RECIPE in other commands takes any of these names."""
-    from infoprune.recipe import shipped
+    from infoprune.config.recipe import shipped
 
     lines = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in shipped().items()}
     said = list(lines) if quiet else [f"{name:22}{first}" for name, first in lines.items()]
@@ -56,7 +56,7 @@ def recipes(quiet: bool, as_json: bool) -> None:
 @QUIET
 def new(path: Path, model: str, data: str, weights: str | None, given: tuple[str, ...], quiet: bool) -> None:
     """Write a recipe for a model and a data set to PATH, with all their options at hand as comments."""
-    from infoprune.starting import starting_recipe
+    from infoprune.pipeline.template import starting_recipe
 
     text = starting_recipe(f"{model} on {data}", model, data, weights, given)
     _write_new(path, text)
@@ -88,9 +88,9 @@ def _write_new(path: Path, text: str) -> None:
 def doctor(context: click.Context, quiet: bool, as_json: bool) -> None:
     """Show versions, devices, threads and the data found; exit code 1 where something is missing."""
     with Display(quiet or as_json):
-        from infoprune import diagnosing
+        from infoprune.cli import diagnosis
 
-        rows = diagnosing.diagnose()
+        rows = diagnosis.diagnose()
     table = Table("", "", box=box.SIMPLE, show_header=False)
     for row in rows:
         if row.problem or not quiet:

@@ -12,11 +12,13 @@ from infoprune.cli.display import duration
 from infoprune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from infoprune.advising import BlockAdvice, DepthAdvice, WidthAdvice
-    from infoprune.artifacts import ChannelGraph, EpochRecord, Finding, Measure, ModelReference
-    from infoprune.pipeline import Run
-    from infoprune.planning.constraints import Room
-    from infoprune.planning.recommending import Opinion, Recommendation
+    from infoprune.analyses.base import Finding, Measure
+    from infoprune.evaluation.metrics import EpochRecord, ModelReference
+    from infoprune.graph.channels import ChannelGraph
+    from infoprune.pipeline.advise import BlockAdvice, DepthAdvice, WidthAdvice
+    from infoprune.pipeline.context import Context
+    from infoprune.planning.constraints import Feasibility
+    from infoprune.planning.recommend import Opinion, Recommendation
 
 
 def _short(number: float) -> str:
@@ -31,9 +33,12 @@ def _short(number: float) -> str:
     return f"{number:.0f} "
 
 
-def explained(job: "Run", name: str) -> tuple[str, list[tuple[str, str]]]:
+def explained(job: "Context", name: str) -> tuple[str, list[tuple[str, str]]]:
     """All that is known of one channel group, or of a layer's: its name, and pairs of what and what is known."""
-    plan, graph = job.planned, job.graph_of(job.planned.removed)
+    from infoprune.pipeline.steps.analyze import findings as findings_of
+    from infoprune.pipeline.steps.plan import losses_of, planned
+
+    plan, graph = planned(job), job.graph_without(planned(job).removed)
     groups = {group.name: group for group in graph.groups}
     owners = {member.layer: group.name for group in graph.groups for member in group.members if member.side == "out"}
     name = name if name in groups else owners.get(name, name)
@@ -51,7 +56,7 @@ def explained(job: "Run", name: str) -> tuple[str, list[tuple[str, str]]]:
         rows.append(("width", f"{cut.width_before} → {cut.width_after}"))
         rows.append(("MACs of its layers", f"{cut.macs_before:,} → {cut.macs_after:,}"))
         rows += [("why", cut.reason), ("kept", str(list(cut.kept)))]
-    for finding in job.findings():
+    for finding in findings_of(job):
         for layer in sides["out"]:
             said = [f"width {finding.widths[layer]}"] if layer in finding.widths else []
             said += [f"{flag.kind}: {flag.reason}" for flag in finding.flags if flag.layer == layer]
@@ -62,7 +67,7 @@ def explained(job: "Run", name: str) -> tuple[str, list[tuple[str, str]]]:
             ]
             if said:
                 rows.append((f"{finding.analysis}, {layer}", "; ".join(said)))
-    for width, loss in sorted((job.sensitivity().get(name) or {}).items()):
+    for width, loss in sorted((losses_of(job).get(name) or {}).items()):
         rows.append((f"loss at width {width}", f"{loss:.4g} nats (Kullback-Leibler, cut alone and repaired)"))
     return name, rows
 
@@ -104,7 +109,7 @@ def history_table(history: "Sequence[EpochRecord]") -> Table:
     return table
 
 
-def rooms_table(rooms: "list[Room]", graph: "ChannelGraph") -> Table:
+def feasibility_table(rooms: "list[Feasibility]", graph: "ChannelGraph") -> Table:
     """One row per channel group, before anything is cut."""
     whole = graph.unpruned
     table = Table("group", "width", "least", "MACs", "saves at least width", "", box=box.SIMPLE)

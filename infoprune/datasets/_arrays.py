@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from infoprune.data.dataset import Augment, Data
+from infoprune.data.fingerprints import fingerprints_of
 from infoprune.errors import UserError
-from infoprune.fingerprints import fingerprints_of
-from infoprune.splits import Augment, Data
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """Images, `samples x height x width x channels`, and labels, `samples`."""

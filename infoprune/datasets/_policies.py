@@ -1,11 +1,11 @@
-"""Augmentation policies of torchvision, drawn anew for every image and from a given generator."""
+"""Augmentation policies of torchvision, drawn again for every image and from a given generator."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from infoprune.splits import Augment
+from infoprune.data.dataset import Augment
 
 Policy = Literal["none", "trivial", "rand", "auto"]
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from infoprune.config.ranges import Deviation, Seed, SetAside, Share, in_range
+from infoprune.data.dataset import Data
 from infoprune.datasets._arrays import Arrays, base_folder, three_splits
 from infoprune.datasets._images import read_rgb
 from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
-from infoprune.ranges import Deviation, Seed, SetAside, Share, in_range
-from infoprune.splits import Data
 
 Layout = Literal["auto", "sheets", "torchvision"]
 Part = Literal["train", "test"]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from infoprune.ranges import Seed, ShareBelowOne, in_range
-from infoprune.splits import Data
+from infoprune.config.ranges import Seed, ShareBelowOne, in_range
+from infoprune.data.dataset import Data
 
 # The training split's pixels at 16x16, as constants: normalisation must not move with the split or the size.
 MEAN, STD = 0.306, 0.32

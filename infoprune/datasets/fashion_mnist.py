@@ -1,9 +1,9 @@
 """Fashion-MNIST: 70,000 images of clothes in the format of MNIST (Xiao et al., 1708.07747)."""
 
+from infoprune.config.ranges import Seed, SetAside, in_range
+from infoprune.data.dataset import Data
 from infoprune.datasets._arrays import base_folder, three_splits
 from infoprune.datasets._idx import read_parts
-from infoprune.ranges import Seed, SetAside, in_range
-from infoprune.splits import Data
 
 MEAN, STD = (0.2860,), (0.3530,)
 

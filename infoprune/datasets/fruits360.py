@@ -7,11 +7,11 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from infoprune.config.ranges import Seed, SetAside, in_range
+from infoprune.data.dataset import Data
 from infoprune.datasets._arrays import Arrays, base_folder, three_splits
 from infoprune.datasets._images import read_entry, read_rgb
 from infoprune.errors import UserError
-from infoprune.ranges import Seed, SetAside, in_range
-from infoprune.splits import Data
 
 SIDE = 64
 # Of the training images, whose background is white.

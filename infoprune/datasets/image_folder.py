@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from infoprune.config.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
+from infoprune.data.dataset import Data
+from infoprune.data.fingerprints import Depth, fingerprints_of
 from infoprune.datasets._images import read_rgb
 from infoprune.datasets._policies import Policy, with_policy
 from infoprune.errors import UserError
-from infoprune.fingerprints import Depth, fingerprints_of
-from infoprune.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
-from infoprune.splits import Data
 
 NAMES = {"train": ("train", "training"), "validation": ("val", "validation", "valid"), "test": ("test", "testing")}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

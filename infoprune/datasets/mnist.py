@@ -1,9 +1,9 @@
 """MNIST: 70,000 handwritten digits of 28x28 (LeCun et al., "Gradient-based learning applied to document…", 1998)."""
 
+from infoprune.config.ranges import Seed, SetAside, in_range
+from infoprune.data.dataset import Data
 from infoprune.datasets._arrays import base_folder, three_splits
 from infoprune.datasets._idx import read_parts
-from infoprune.ranges import Seed, SetAside, in_range
-from infoprune.splits import Data
 
 MEAN, STD = (0.1307,), (0.3081,)
 

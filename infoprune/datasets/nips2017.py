@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.transforms.v2 import functional as V
 
+from infoprune.config.ranges import PositiveShare, Seed, SetAside, in_range
+from infoprune.data.dataset import Data
 from infoprune.datasets._images import read_entry, read_rgb
 from infoprune.datasets.cifar10 import IMAGENET_MEAN, IMAGENET_STD
 from infoprune.datasets.image_folder import crop_and_mirror
 from infoprune.errors import UserError
-from infoprune.ranges import PositiveShare, Seed, SetAside, in_range
-from infoprune.splits import Data
 
 Normalisation = Literal["imagenet", "symmetric"]
 CLASSES, SIDE = 1000, 224

@@ -9,12 +9,12 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
+from infoprune.config.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
+from infoprune.data.dataset import Data
+from infoprune.data.fingerprints import Depth, fingerprints_of
+from infoprune.data.samples import check_samples, classes_of, set_aside
 from infoprune.datasets.image_folder import IMAGENET_MEAN, IMAGENET_STD, crop_and_mirror
 from infoprune.errors import RunError, UserError, did_you_mean
-from infoprune.fingerprints import Depth, fingerprints_of
-from infoprune.ranges import Deviation, Pixels, PositiveShare, ProperShare, Seed, Share, Workers, in_range
-from infoprune.samples import check_samples, classes_of, set_aside
-from infoprune.splits import Data
 
 # What torchvision calls its splits; the first name that a data set takes.
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid"), "validation": ("val", "valid")}

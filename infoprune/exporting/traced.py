@@ -18,7 +18,7 @@ from infoprune.exporting.agreement import Run
 LARGEST_ONNX = 2_000_000_000
 
 
-def trace(twin: nn.Module, example: Tensor) -> ExportedProgram:
+def trace(clone: nn.Module, example: Tensor) -> ExportedProgram:
     """The graph for any batch size; strictly so, where the ONNX exporter would quietly fall back to a fixed one.
 
     Raises:
@@ -28,7 +28,7 @@ def trace(twin: nn.Module, example: Tensor) -> ExportedProgram:
     zeros = torch.zeros(2, *example.shape[1:])
     try:
         with _quiet():
-            traced = torch.export.export(twin, (zeros,), dynamic_shapes=({0: Dim("batch")},))
+            traced = torch.export.export(clone, (zeros,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # the tracer raises a dozen kinds, most of them private
         raise RunError(
             f"the model cannot be traced for a batch of any size: {str(error).strip().splitlines()[0]}\n"
@@ -84,7 +84,7 @@ def write_int8(path: Path, traced: ExportedProgram, images: Iterable[Tensor], *,
         traced: the model.
         images: batches whose smallest and largest activations set the scales of static quantization, held in the file
             (pairs of QuantizeLinear and DequantizeLinear, which every runtime knows).
-        dynamic: find the scales anew at every input instead, at some cost in time.
+        dynamic: find the scales again at every input instead, at some cost in time.
 
     Raises:
         UserError: as `write_onnx`.

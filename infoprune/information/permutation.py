@@ -192,7 +192,7 @@ def _permuted_statistics(
 ) -> Float64[Tensor, " p"]:
     """I({T_r − t̃}; Y | {T_s, t̃}) for permuted samples t̃ of the candidate: its rows and columns re-indexed."""
     moved = problem.exponents[best]
-    # summed anew, not all − t: a discrete filter's huge exponents would swallow the digits of the others
+    # summed again, not all − t: a discrete filter's huge exponents would swallow the digits of the others
     others = problem.exponents[:best].sum(0) + problem.exponents[best + 1 :].sum(0)
     found = []
     for chunk in torch.split(orders, problem.step):

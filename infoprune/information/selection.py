@@ -1,4 +1,4 @@
-"""The nouns of CMI-permutation: its variants, one tested candidate, the selection that comes out."""
+"""What CMI-permutation deals with: its variants, one tested candidate, the selection that comes out."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

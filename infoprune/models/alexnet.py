@@ -6,8 +6,8 @@ from typing import Annotated
 from msgspec import Meta
 from torch import nn
 
+from infoprune.config.ranges import Channels, Classes, ShareBelowOne, Width, in_range
 from infoprune.models._parts import Activation, initialise, module_of, widths_of
-from infoprune.ranges import Channels, Classes, ShareBelowOne, Width, in_range
 
 WIDTHS, HIDDEN = (16, 32, 64, 128), (256, 128)
 KERNELS = (5, 5, 3, 3)

@@ -11,8 +11,8 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infoprune.config.ranges import Channels, Classes, Width, in_range
 from infoprune.errors import UserError
-from infoprune.ranges import Channels, Classes, Width, in_range
 
 Shortcut = Literal["pad", "projection"]
 STAGE_WIDTHS = (16, 32, 64)

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from infoprune.config.ranges import Channels, Classes, Pixels, Width, in_range
 from infoprune.errors import UserError
-from infoprune.ranges import Channels, Classes, Pixels, Width, in_range
 
 
 class Gaussians(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from infoprune.config.ranges import Channels, Classes, Width, in_range
 from infoprune.errors import UserError
 from infoprune.models._parts import initialise, widths_of
-from infoprune.ranges import Channels, Classes, Width, in_range
 
 BLOCKS = 3
 

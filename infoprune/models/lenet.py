@@ -5,8 +5,8 @@ from typing import Annotated
 from msgspec import Meta
 from torch import Tensor, nn
 
+from infoprune.config.ranges import Channels, Classes, Width, in_range
 from infoprune.models._parts import Activation, initialise, module_of, widths_of
-from infoprune.ranges import Channels, Classes, Width, in_range
 
 WIDTHS, HIDDEN = (6, 16), (120, 84)
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.models import mobilenetv2
 
+from infoprune.config.ranges import Classes, ShareBelowOne, Width, in_range
 from infoprune.errors import UserError
-from infoprune.ranges import Classes, ShareBelowOne, Width, in_range
 
 Padding = Literal["torch", "same"]
 STAGE_WIDTHS = (16, 24, 32, 64, 96, 160, 320)

@@ -6,8 +6,8 @@ from urllib.error import URLError
 
 from torch import nn
 
+from infoprune.config.ranges import Channels, Classes, in_range
 from infoprune.errors import RunError, UserError, did_you_mean
-from infoprune.ranges import Channels, Classes, in_range
 
 
 @in_range("[model]")

@@ -9,8 +9,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from infoprune.config.ranges import Classes, in_range
 from infoprune.errors import RunError, UserError, did_you_mean
-from infoprune.ranges import Classes, in_range
 
 # Their training mode returns extra logits of auxiliary heads, which serve training from scratch only.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")

@@ -6,9 +6,9 @@ from typing import Annotated
 from msgspec import Meta
 from torch import nn
 
+from infoprune.config.ranges import Channels, Classes, Width, in_range
 from infoprune.errors import UserError
 from infoprune.models._parts import initialise, widths_of
-from infoprune.ranges import Channels, Classes, Width, in_range
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

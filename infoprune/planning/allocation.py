@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infoprune.artifacts import ChannelGroup
-from infoprune.planning.budgets import Budget
+from infoprune.graph.channels import ChannelGroup
+from infoprune.planning.budget import Budget
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from infoprune.artifacts import ChannelGraph, ChannelGroup
 from infoprune.errors import UserError, did_you_mean
+from infoprune.graph.channels import ChannelGraph, ChannelGroup
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Constraints:
 
 
 @dataclass(frozen=True)
-class Room:
+class Feasibility:
     """How far one group can go, before anything is cut.
 
     Attributes:
@@ -80,7 +80,7 @@ class Room:
     refusal: str = ""
 
 
-def feasibility(graph: ChannelGraph, constraints: Constraints) -> list[Room]:
+def feasibility(graph: ChannelGraph, constraints: Constraints) -> list[Feasibility]:
     """One row per channel group, in the order of the forward pass: what could be cut, what it would save, and why not.
 
     Args:
@@ -96,7 +96,9 @@ def feasibility(graph: ChannelGraph, constraints: Constraints) -> list[Room]:
         floor = group.width if group.name in refused else constraints.floor(group)
         least, own = graph.cost({group.name: floor}), touched(graph, group).cost({})
         saved = whole.macs - least.macs, whole.parameters - least.parameters
-        rows.append(Room(group.name, group.width, floor, own.macs, own.parameters, *saved, refused.get(group.name, "")))
+        rows.append(
+            Feasibility(group.name, group.width, floor, own.macs, own.parameters, *saved, refused.get(group.name, ""))
+        )
     return rows
 
 

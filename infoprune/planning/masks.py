@@ -5,8 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from infoprune.artifacts import ChannelGraph, ChannelGroup, GroupPlan, Plan
 from infoprune.errors import UserError, did_you_mean
+from infoprune.graph.channels import ChannelGraph, ChannelGroup
+from infoprune.planning.plan import GroupPlan, Plan
 
 Masks = Mapping[str, Sequence[int]]
 

@@ -7,9 +7,10 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from infoprune.artifacts import ChannelGraph, ChannelGroup, Finding
+from infoprune.analyses.base import Finding
+from infoprune.config.ranges import in_range
 from infoprune.errors import UserError, did_you_mean
-from infoprune.ranges import in_range
+from infoprune.graph.channels import ChannelGraph, ChannelGroup
 
 Reduce = Literal["mean", "max", "sum"]
 Scale = Literal["standardized", "ranks", "values"]
@@ -172,7 +173,7 @@ def rank(
 ) -> dict[str, Tensor]:
     """One score per channel for every group that can be cut, as a plan with the same options ranks them.
 
-    >>> from infoprune.artifacts import Member
+    >>> from infoprune.graph.channels import Member
     >>> group = ChannelGroup("a", 2, (Member("a", "out", ((0,), (1,))),))
     >>> found = Finding("l2", importance={"a": torch.tensor([0.5, 2.0])})
     >>> rank([found], ChannelGraph((group,), (), (3, 8, 8)), "l2")["a"].tolist()

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from infoprune.artifacts import ChannelGroup
+from infoprune.graph.channels import ChannelGroup
 from infoprune.planning.allocation import Span
-from infoprune.planning.budgets import Budget
+from infoprune.planning.budget import Budget
 from infoprune.planning.constraints import Constraints, up
-from infoprune.planning.recommending import Advice, WidthAs
+from infoprune.planning.recommend import Advice, WidthAs
 
 
 def spans_of(

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from infoprune.artifacts import Cell, EpochRecord, Finding, Plan, StageMetrics, Verification
+from infoprune.analyses.base import Finding
+from infoprune.evaluation.metrics import Cell, EpochRecord, StageMetrics, Verification
+from infoprune.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ReportContents:
         recipe_text: the recipe as it was written; empty where there is none.
         plan: what was decided.
         metrics: the stages measured, under "base", "pruned", "repaired" and "finetuned"; any of them may be missing.
-        verification: how far the pruned model is from its masked twin.
+        verification: how far the pruned model is from its masked reference model.
         layers: all convolutions and linear layers, in the order of the forward pass.
         findings: what the analyses found.
         cells: what `compare` measured: criteria and controls at equal budgets.

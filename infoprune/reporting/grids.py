@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from infoprune.artifacts import Cell, Plan
+from infoprune.evaluation.metrics import Cell
+from infoprune.planning.plan import Plan
 from infoprune.reporting.wording import milliseconds, percent, seconds, short
 
 STAGES = {"cut": "Cut only", "repaired": "Repaired", "finetuned": "Fine-tuned"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from infoprune import __version__
-from infoprune.artifacts import Finding, Flag, Measure
+from infoprune.analyses.base import Finding, Flag, Measure
 from infoprune.reporting import figures, grids, wording
 from infoprune.reporting.canvas import NARROW_LAYERS, Drawing
 from infoprune.reporting.contents import ReportContents

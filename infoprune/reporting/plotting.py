@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from infoprune.artifacts import Finding, Plan
+from infoprune.analyses.base import Finding
+from infoprune.planning.plan import Plan
 from infoprune.reporting.canvas import Drawing
 from infoprune.reporting.figures import of_finding
 from infoprune.reporting.figures.network import kept

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from infoprune.artifacts import Plan, StageMetrics, Verification
+from infoprune.evaluation.metrics import StageMetrics, Verification
+from infoprune.planning.plan import Plan
 from infoprune.reporting.vocabulary import STAGES
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from infoprune.artifacts import BatchView, LayerView
+from infoprune.analyses.base import BatchView, LayerView
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from infoprune.analyses.base import Finding, LayerView
 from infoprune.analyses.cmi_permutation import CmiPermutation
-from infoprune.artifacts import Finding, LayerView
 from infoprune.errors import UserError
 
 View = Callable[..., LayerView]

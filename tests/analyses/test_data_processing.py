@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from infoprune.analyses.base import LayerView
 from infoprune.analyses.data_processing import DataProcessing
-from infoprune.artifacts import LayerView
+from infoprune.analyses.runner import analyze
 from infoprune.errors import UserError
 from infoprune.models.cifar_resnet import build
-from infoprune.observing import analyze
 
 View = Callable[..., LayerView]
 Batches = list[tuple[Tensor, Tensor]]

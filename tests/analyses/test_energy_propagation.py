@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from infoprune.analyses.base import LayerView
 from infoprune.analyses.energy_propagation import EnergyPropagation, exponential_decay, polynomial_decay
-from infoprune.artifacts import LayerView
+from infoprune.analyses.runner import analyze
 from infoprune.errors import UserError
 from infoprune.information.spectrum import effective_rank, frame_bounds, scattering_depth, stable_rank
-from infoprune.observing import analyze
 
 View = Callable[..., LayerView]
 # The 2x2 Haar filters: Σ_k |ŵ_k(ω)|² = 1 at every frequency.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from infoprune.analyses.base import Finding, LayerView
 from infoprune.analyses.information_bottleneck import InformationBottleneck
-from infoprune.artifacts import Finding, LayerView
 from infoprune.errors import UserError
 from infoprune.information.scoring import filter_information
 

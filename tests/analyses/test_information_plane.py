@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from infoprune.analyses.base import Finding, LayerView
 from infoprune.analyses.information_plane import InformationPlane, trajectories
-from infoprune.artifacts import Finding, LayerView
+from infoprune.analyses.runner import analyze
 from infoprune.errors import UserError
 from infoprune.information.entropy import mutual_information, renyi_entropy
 from infoprune.information.gram import delta, filter_exponents, filter_grams
-from infoprune.observing import analyze
-from infoprune.training import finetune
+from infoprune.training.finetune import finetune
 
 View = Callable[..., LayerView]
 LABELS = torch.arange(64) % 4

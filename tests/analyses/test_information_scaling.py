@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from infoprune.analyses.base import LayerView
 from infoprune.analyses.information_scaling import InformationScaling
-from infoprune.artifacts import LayerView
+from infoprune.analyses.runner import analyze
 from infoprune.errors import UserError
 from infoprune.information.convac import entropy_bits, hierarchical, shallow
 from infoprune.models.convac import LogMixture, build
-from infoprune.observing import analyze
 
 View = Callable[..., LayerView]
 NINE = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).double()

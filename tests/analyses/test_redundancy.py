@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from infoprune.analyses.base import Finding, LayerView
 from infoprune.analyses.redundancy import Redundancy
-from infoprune.artifacts import Finding, LayerView
 from infoprune.errors import UserError
 from infoprune.information import decomposition
 from infoprune.information.entropy import mutual_information

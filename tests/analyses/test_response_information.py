@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infoprune.analyses.response_information import ResponseInformation
+from infoprune.analyses.runner import analyze
 from infoprune.errors import UserError
 from infoprune.information.elimination import backward_elimination, rises_along
-from infoprune.observing import analyze
 
 
 def covariances(variables: int, responses: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from infoprune.analyses.base import LayerView
+from infoprune.analyses.runner import analyze
 from infoprune.analyses.spectral_rolloff import SpectralRolloff
-from infoprune.artifacts import LayerView
 from infoprune.errors import UserError
 from infoprune.information.spectrum import radial_bins, radial_profile, roll_off
-from infoprune.observing import analyze
 
 View = Callable[..., LayerView]
 

@@ -31,7 +31,7 @@ def net(width=4):
 DATA = """
 import torch
 from torch.utils.data import TensorDataset
-from infoprune.splits import Data
+from infoprune.data.dataset import Data
 
 
 def load(count=16):
@@ -88,10 +88,11 @@ class Workshop:
         self.folder, self.out, self.recipe = folder, out, folder / "recipe.toml"
         for name, text in (("nets.py", NETS), ("data.py", DATA), ("recipe.toml", RECIPE.format(folder=folder))):
             (folder / name).write_text(text)
-        from infoprune import registry, store
+        from infoprune.config import registry
+        from infoprune.io import storage
 
         self.weights = folder / "weights.safetensors"
-        store.write_tensors(self.weights, registry.find("models", f"{folder}/nets.py:net")().state_dict(), {})
+        storage.write_tensors(self.weights, registry.find("models", f"{folder}/nets.py:net")().state_dict(), {})
 
     def call(self, *arguments: str | Path, sets: tuple[str, ...] | list[str] = ()) -> Ending:
         """Runs a command; fails the test where it ends as no command may.

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from infoprune import store
+from infoprune.io import storage
 
 HEAD = """
 import torch
 from torch import nn
-from infoprune.artifacts import Finding
+from infoprune.analyses.base import Finding
 
 
 class Own:
@@ -84,7 +84,7 @@ def test_a_finding_is_known_by_the_name_that_the_recipe_has(workshop: Any, tmp_p
     assert workshop.step("plan", chosen).code == 0
     cut = [
         group
-        for group in store.read_json(workshop.out / "plan.json")["groups"]
+        for group in storage.read_json(workshop.out / "plan.json")["groups"]
         if group["width_after"] < group["width_before"]
     ]
     assert cut

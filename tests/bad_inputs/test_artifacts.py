@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from infoprune import checkpoint, registry, store
+from infoprune.config import registry
+from infoprune.io import checkpoint, storage
 
 CHANGES: list[Any] = [None, -1, 0, 10**12, 10**30, 2.5, True, "x", "", [], [0], {}, {"x": 1}]
 
@@ -44,11 +45,11 @@ def silenced(net: nn.Module, kept: dict[str, list[int]], images: Tensor) -> Tens
 
 def proven(workshop: Any) -> None:
     """The pruned file of the run directory computes what its plan says, judged without the package's own proof."""
-    plan = store.read_json(workshop.out / "plan.json")
+    plan = storage.read_json(workshop.out / "plan.json")
     kept = {group["group"]: group["kept"] for group in plan["groups"]}
     build = registry.find("models", f"{workshop.folder}/nets.py:net")
     net = build().eval()
-    net.load_state_dict(store.read_tensors(workshop.weights))
+    net.load_state_dict(storage.read_tensors(workshop.weights))
     pruned, images = checkpoint.load(workshop.out / "pruned.safetensors", build()), torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(pruned(images), silenced(net, kept, images), rtol=1e-4, atol=1e-5)

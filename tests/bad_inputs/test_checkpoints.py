@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from infoprune import bounds, checkpoint, store
-from infoprune.artifacts import GroupPlan, ModelReference, Plan
 from infoprune.errors import UserError
-from infoprune.pruning import channel_graph, prune
+from infoprune.evaluation.metrics import ModelReference
+from infoprune.io import bounds, checkpoint, storage
+from infoprune.planning.plan import GroupPlan, Plan
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
 
 Weights = dict[str, Tensor]
 NAMES = ["first.weight", "first.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
@@ -46,7 +48,7 @@ def write(path: Path, weights: Any) -> None:
 @pytest.fixture
 def weights(workshop: Any) -> Weights:
     """Those of the workshop's network."""
-    return store.read_tensors(workshop.weights)
+    return storage.read_tensors(workshop.weights)
 
 
 def given(workshop: Any, path: Path) -> str:
@@ -349,11 +351,11 @@ def test_headers_of_our_own(workshop: Any, tmp_path: Path, path: tuple[str, ...]
     """`load` builds what a header names: every field changed, it refuses."""
     assert workshop.step("prune").code == 0
     source, file = workshop.out / "pruned.safetensors", tmp_path / "own.safetensors"
-    tensors, whole = store.read_tensors(source), checkpoint.header_of(source)
+    tensors, whole = storage.read_tensors(source), checkpoint.header_of(source)
     for value in VALUES:
         changed = json.loads(json.dumps(whole))
         field(*path)(changed, value)
-        store.write_tensors(file, tensors, {checkpoint.KEY: json.dumps(changed)})
+        storage.write_tensors(file, tensors, {checkpoint.KEY: json.dumps(changed)})
         given(workshop, file)
         with pytest.raises(UserError):  # since it names code of a user's own, whatever else it says
             checkpoint.load(file)
@@ -361,7 +363,7 @@ def test_headers_of_our_own(workshop: Any, tmp_path: Path, path: tuple[str, ...]
 
 def refused_soon(path: Path, reference: ModelReference, words: str) -> None:
     """A checkpoint of one small tensor and any reference is refused before anything large is made of it."""
-    store.write_tensors(path, {"conv1.weight": torch.ones(1, 1, 1, 1)}, checkpoint.metadata(reference))
+    storage.write_tensors(path, {"conv1.weight": torch.ones(1, 1, 1, 1)}, checkpoint.metadata(reference))
     began = time.monotonic()
     with pytest.raises(UserError, match=words):
         checkpoint.load(path)
@@ -397,7 +399,7 @@ def test_arguments_beyond_reading(tmp_path: Path, levels: int) -> None:
 
 def test_a_header_of_endless_levels(tmp_path: Path) -> None:
     for text in ("[" * 10**6, '{"format": 1, "reference": ' + "[" * 10**6, '{"format": 1' + "0" * 10**6 + "}"):
-        store.write_tensors(tmp_path / "deep.safetensors", {}, {checkpoint.KEY: text})
+        storage.write_tensors(tmp_path / "deep.safetensors", {}, {checkpoint.KEY: text})
         with pytest.raises(UserError):
             checkpoint.load(tmp_path / "deep.safetensors")
 
@@ -422,7 +424,7 @@ def test_headers_of_a_network_of_ours(tmp_path: Path, small: Any, path: tuple[st
     for value in VALUES:
         changed = json.loads(json.dumps(whole))
         field(*path)(changed, value)
-        store.write_tensors(file, weights, {checkpoint.KEY: json.dumps(changed)})
+        storage.write_tensors(file, weights, {checkpoint.KEY: json.dumps(changed)})
         try:
             found = checkpoint.load(file).state_dict()
         except UserError:
@@ -441,7 +443,7 @@ SHAPES = [(1, 32_768, 32_768), (1, 8_192, 8_192), (1, 2**40, 2**40), (1,) * 100_
 def test_inputs_beyond_computing(tmp_path: Path, small: Any, shape: tuple[int, ...]) -> None:
     reference, plan, weights = small
     path = tmp_path / "wide.safetensors"
-    store.write_tensors(path, weights, checkpoint.metadata(reference, replace(plan, input_shape=shape)))
+    storage.write_tensors(path, weights, checkpoint.metadata(reference, replace(plan, input_shape=shape)))
     for take in (lambda: checkpoint.load(path), lambda: checkpoint.build(reference, path)):
         began = time.monotonic()
         with pytest.raises(UserError, match=r"input_shape is|for inputs of shape"):
@@ -459,7 +461,7 @@ def test_weights_that_no_cut_leaves(tmp_path: Path, small: Any, change: str, mon
     else:
         shape = {"larger": (99, 1, 3, 3), "another number of axes": (1, 1)}.get(change, (1,))
         weights["layer9" if change == "unknown" else name] = torch.zeros(shape)
-    store.write_tensors(tmp_path / "rest.safetensors", weights, checkpoint.metadata(reference, plan))
+    storage.write_tensors(tmp_path / "rest.safetensors", weights, checkpoint.metadata(reference, plan))
     monkeypatch.setattr(checkpoint, "prune", lambda *_: pytest.fail("the plan was replayed"))
     with pytest.raises(UserError, match=r"lacks layer1|has unknown layer9|more than the unpruned network of layer1"):
         checkpoint.load(tmp_path / "rest.safetensors")
@@ -468,7 +470,7 @@ def test_weights_that_no_cut_leaves(tmp_path: Path, small: Any, change: str, mon
 def test_trust_lifts_the_bounds(tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reference, plan, weights = small
     path = tmp_path / "small.safetensors"
-    store.write_tensors(path, weights, checkpoint.metadata(reference, plan))
+    storage.write_tensors(path, weights, checkpoint.metadata(reference, plan))
     expected = {name: value.clone() for name, value in checkpoint.load(path).state_dict().items()}
     for name, value in (("OUTPUTS", 10), ("MACS", 10), ("NUMBERS", 10), ("TENSORS", 0)):
         with monkeypatch.context() as patch:
@@ -483,10 +485,10 @@ def test_trust_lifts_the_bounds(tmp_path: Path, small: Any, monkeypatch: pytest.
 def test_a_proof_that_is_missing_or_damaged(workshop: Any, tmp_path: Path) -> None:
     assert workshop.step("prune").code == 0
     source = workshop.out / "pruned.safetensors"
-    tensors, header = store.read_tensors(source), checkpoint.header_of(source)
+    tensors, header = storage.read_tensors(source), checkpoint.header_of(source)
     assert checkpoint.proof_of(source).max_rel_difference <= 1e-5
     for value in (None, [], {}, "x", {"max_rel_difference": "x"}):
         file = tmp_path / "pruned.safetensors"
-        store.write_tensors(file, tensors, {checkpoint.KEY: json.dumps({**header, "verification": value})})
+        storage.write_tensors(file, tensors, {checkpoint.KEY: json.dumps({**header, "verification": value})})
         with pytest.raises(UserError, match="damaged header"):
             checkpoint.proof_of(file)

@@ -19,7 +19,7 @@ from infoprune.errors import UserError
 HEAD = """
 import torch
 from torch.utils.data import Dataset, TensorDataset
-from infoprune.splits import Data
+from infoprune.data.dataset import Data
 
 class Listed(Dataset):
     def __init__(self, pairs):

@@ -8,18 +8,20 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from infoprune import checkpoint, cli, registry
-from infoprune.artifacts import ModelReference
+from infoprune import cli
 from infoprune.cli.display import failures
+from infoprune.config import registry
+from infoprune.data.dataset import Batches
 from infoprune.errors import UserError
-from infoprune.splits import Batches
+from infoprune.evaluation.metrics import ModelReference
+from infoprune.io import checkpoint
 
 CODE = """
 import sys
 import torch
 from torch import nn
 from torch.nn import functional as F
-from infoprune.splits import Data
+from infoprune.data.dataset import Data
 
 
 class Net(nn.Module):

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from infoprune import grouping, pruning
-from infoprune.artifacts import GroupPlan, Plan
 from infoprune.errors import RunError, UserError
-from infoprune.pruning import channel_graph, prune
-from infoprune.repairing import repair
-from infoprune.timing import measure_timings
-from infoprune.verifying import verify
+from infoprune.graph import dependency
+from infoprune.planning.latency import measure_timings
+from infoprune.planning.plan import GroupPlan, Plan
+from infoprune.pruning import channel_graph as pruning
+from infoprune.pruning.channel_graph import channel_graph
+from infoprune.pruning.prune import prune
+from infoprune.pruning.verify import verify
+from infoprune.repairing.repair import repair
 
 Prove = Callable[..., tuple[nn.Module, dict[str, str]]]
 IMAGES = (4, 3, 8, 8)
@@ -447,7 +449,7 @@ def test_memory_that_runs_out_is_no_property_of_a_graph(
         channel_graph(plain(), torch.randn(IMAGES))
 
 
-@pytest.mark.parametrize(("module", "name"), [(grouping, "_by_channel"), (pruning, "cut"), (pruning, "verify")])
+@pytest.mark.parametrize(("module", "name"), [(dependency, "_by_channel"), (pruning, "cut"), (pruning, "verify")])
 def test_a_fault_of_our_own_is_not_taken_for_a_property_of_a_graph(
     module: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from infoprune import store
+from infoprune.io import storage
 
 HEAD = """
 import torch
@@ -206,7 +206,7 @@ def test_networks(workshop: Any, tmp_path: Path, name: str) -> None:
         assert (ending.code == 2) == bool(expected), ending.said
         assert expected in ending.said
     if ending.code == 0:
-        proof = store.read_json(workshop.out / "metrics.json")["verification"]
+        proof = storage.read_json(workshop.out / "metrics.json")["verification"]
         assert proof["max_rel_difference"] <= 1e-5
 
 

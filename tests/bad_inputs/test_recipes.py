@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infoprune import recipe
+from infoprune.config import recipe
 from infoprune.errors import UserError
-from infoprune.settings import bind_recipe, describe, tables
+from infoprune.pipeline.settings import bind_recipe, describe, tables
 
 HUGE = "1000000000000"
 WRONG = {

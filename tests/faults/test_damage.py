@@ -9,7 +9,7 @@ import pytest
 from benchmarks.faults import damage
 from benchmarks.faults.damage import ACCEPTED, AGAIN, BAD, EDITED, MANIFEST, REFUSED, SCENARIOS, Table
 from benchmarks.faults.project import Project
-from infoprune.run_directory import RunDirectory
+from infoprune.pipeline.run_directory import RunDirectory
 
 # What has to be among the files, so that the table cannot come to be empty.
 FILES = {"findings/l2.json", "findings/own_scores.Means.json", "sensitivity.json", "plan.json", "plane-finetuned.json"}

@@ -17,10 +17,12 @@ from click.testing import CliRunner
 from torch.utils.data import Dataset
 
 from benchmarks.faults.kills import FILES, RECIPE
-from infoprune import checkpoint, cli, pipeline, store, workspace
+from infoprune import cli
+from infoprune.data.dataset import Batches
 from infoprune.errors import RunError, UserError, shortages
-from infoprune.run_directory import RunDirectory
-from infoprune.splits import Batches
+from infoprune.io import checkpoint, storage
+from infoprune.pipeline import artifacts
+from infoprune.pipeline.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["finetune.epochs=1", 'export.formats=["state_dict"]', "plan.allocation=uniform"]
@@ -89,17 +91,17 @@ def no_room(*_: Any, **__: Any) -> None:
 
 
 def test_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.write_json(tmp_path / "plan.json", {"a": 1})
-    store.write_tensors(tmp_path / "w.safetensors", {"w": torch.ones(2)}, {})
+    storage.write_json(tmp_path / "plan.json", {"a": 1})
+    storage.write_tensors(tmp_path / "w.safetensors", {"w": torch.ones(2)}, {})
     monkeypatch.setattr(os, "fsync", no_room)
     for write in (
-        lambda: store.write_json(tmp_path / "plan.json", {"a": 2}),
-        lambda: store.write_tensors(tmp_path / "w.safetensors", {"w": torch.zeros(2)}, {}),
+        lambda: storage.write_json(tmp_path / "plan.json", {"a": 2}),
+        lambda: storage.write_tensors(tmp_path / "w.safetensors", {"w": torch.zeros(2)}, {}),
     ):
         with pytest.raises(UserError, match=r"No space left on device.*make room"):
             write()
-    assert store.read_json(tmp_path / "plan.json") == {"a": 1}
-    assert store.read_tensors(tmp_path / "w.safetensors")["w"].tolist() == [1, 1]
+    assert storage.read_json(tmp_path / "plan.json") == {"a": 1}
+    assert storage.read_tensors(tmp_path / "w.safetensors")["w"].tolist() == [1, 1]
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "w.safetensors"}
 
 
@@ -126,7 +128,7 @@ def test_directory_that_becomes_read_only(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "replace", refused)
     with pytest.raises(UserError, match=r"Permission denied 'run/plan.json'; make room or fix the permissions"):
-        store.write_json(tmp_path / "plan.json", {})
+        storage.write_json(tmp_path / "plan.json", {})
 
 
 def test_data_that_vanishes_between_steps(call: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_memory_that_runs_out(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with monkeypatch.context() as small:
-        small.setattr(pipeline, "repair", repair)
+        small.setattr("infoprune.pipeline.steps.repair.repair", repair)
         code, said = call("repair", tmp_path / "run")
     assert code == 2
     assert "repair: out of memory (CUDA out of memory. Tried to allocate 20.00 GiB); lower [run] batch_size" in said
@@ -206,7 +208,7 @@ def test_older_version(call: Callable[..., tuple[int, str]], tmp_path: Path, mon
     """What another version made is made again; a format that cannot be read is refused with a remedy."""
     out = tmp_path / "run"
     with monkeypatch.context() as older:
-        older.setattr(workspace, "versions", lambda: {"infoprune": "0.0.1"})
+        older.setattr(artifacts, "versions", lambda: {"infoprune": "0.0.1"})
         assert call("repair", out)[0] == 0
     code, said = call("repair", out)
     assert code == 0

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.faults import foreign
 from benchmarks.faults.foreign import COMMANDS, INPUTS, UNTOUCHED, Case, Table, cases, refuses_input, trace
 from benchmarks.faults.project import Project
-from infoprune.run_directory import RunDirectory
+from infoprune.pipeline.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

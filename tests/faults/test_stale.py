@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.faults import stale
 from benchmarks.faults.stale import ACCEPTED, CHANGES, NOTICED
-from infoprune.workspace import Workspace
+from infoprune.pipeline.context import Context
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -17,6 +17,6 @@ def test_changes_are_noticed(tmp_path: Path, name: str) -> None:
 
 def test_the_table_sees_what_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where source files did not count."""
-    monkeypatch.setattr(Workspace, "code", lambda self, references: {})
+    monkeypatch.setattr(Context, "sources_of", lambda self, references: {})
     assert stale.outcome("a module that an own model imports", tmp_path, "finetune")[0] == ACCEPTED
     assert stale.outcome("an own loss", tmp_path, "finetune")[0] == ACCEPTED

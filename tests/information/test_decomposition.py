@@ -5,13 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infoprune.information.decomposition import (
-    mean_per_variable,
-    mmi_pid,
-    non_redundant,
-    sample_pairs,
-    tradeoff,
-)
+from infoprune.information.decomposition import mean_per_variable, mmi_pid, non_redundant, sample_pairs, tradeoff
 from infoprune.information.ensembles import pair_information, set_information, width_reaching
 from infoprune.information.entropy import joint_entropy, mutual_information
 from infoprune.information.gram import delta, delta_distances, filter_exponents, filter_grams

@@ -10,8 +10,9 @@ from sklearn.feature_selection import mutual_info_regression
 
 from infoprune.information.checking import check_estimator
 from infoprune.information.estimators import ksg, ross
-from infoprune.information.gram import RULES, filter_grams
+from infoprune.information.gram import filter_grams
 from infoprune.information.resampling import debiased_mutual_information
+from infoprune.information.widths import RULES
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -9,19 +9,17 @@ from hypothesis import strategies as st
 
 from infoprune.information.entropy import SATURATION_BITS, renyi_entropy, saturation_margin
 from infoprune.information.gram import (
-    RULES,
     delta,
     delta_distances,
     filter_distances,
     filter_exponents,
     filter_grams,
-    kernel_width,
     linear,
     rbf,
     set_exponents,
     squared_distances,
 )
-from infoprune.information.widths import GRID
+from infoprune.information.widths import GRID, RULES, kernel_width
 
 few = settings(deadline=None, max_examples=20)
 

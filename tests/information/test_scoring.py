@@ -7,8 +7,9 @@ import torch
 
 from infoprune.information import threads
 from infoprune.information.entropy import joint_entropy, mutual_information, renyi_entropy
-from infoprune.information.gram import RULES, delta, filter_grams
+from infoprune.information.gram import delta, filter_grams
 from infoprune.information.scoring import filter_information
+from infoprune.information.widths import RULES
 
 
 def unchecked(function: Callable[..., object]) -> Callable[..., object]:

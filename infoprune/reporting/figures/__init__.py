@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from infoprune.artifacts import Finding, Measure
+from infoprune.analyses.base import Finding, Measure
 from infoprune.reporting.canvas import NAMED, Drawing
 from infoprune.reporting.figures import informational, layerwise, spectral
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from infoprune.artifacts import StageMetrics
+from infoprune.evaluation.metrics import StageMetrics
 from infoprune.reporting.canvas import (
     FAINT,
     INK,

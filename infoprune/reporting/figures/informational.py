@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from infoprune.analyses.base import Curve, Finding
 from infoprune.analyses.information_plane import COORDINATES, trajectories
-from infoprune.artifacts import Curve, Finding
 from infoprune.reporting.canvas import (
     FAINT,
     INK,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from infoprune.artifacts import Finding, Measure
+from infoprune.analyses.base import Finding, Measure
 from infoprune.reporting.canvas import (
     FAINT,
     INK,

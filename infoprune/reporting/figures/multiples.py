@@ -7,21 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from infoprune.artifacts import Curve
-from infoprune.reporting.canvas import (
-    FAINT,
-    INK,
-    MARK,
-    NARROW,
-    NEW,
-    OLD,
-    SOFT,
-    WIDE,
-    Drawing,
-    shortened,
-    style,
-    svg,
-)
+from infoprune.analyses.base import Curve
+from infoprune.reporting.canvas import FAINT, INK, MARK, NARROW, NEW, OLD, SOFT, WIDE, Drawing, shortened, style, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

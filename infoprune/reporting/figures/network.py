@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from infoprune.artifacts import EpochRecord, Plan
+from infoprune.evaluation.metrics import EpochRecord
+from infoprune.planning.plan import Plan
 from infoprune.reporting.canvas import (
     FAINT,
     INK,

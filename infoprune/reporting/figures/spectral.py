@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infoprune.artifacts import Finding
+from infoprune.analyses.base import Finding
 from infoprune.reporting.canvas import (
     MARK,
     NARROW,

@@ -1,0 +1,1 @@
+"""Recipes and their options: what may be asked for, and the code that they name."""

@@ -1,0 +1,1 @@
+"""Accuracy, cost and latency of a model."""

@@ -1,0 +1,1 @@
+"""Channel groups, what layers cost, and the removal of whole blocks."""

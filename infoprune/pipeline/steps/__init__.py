@@ -1,0 +1,1 @@
+"""The steps of a recipe, in their order: one file each."""

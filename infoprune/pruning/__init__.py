@@ -1,0 +1,1 @@
+"""Removes channels and proves the result."""
