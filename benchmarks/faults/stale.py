@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.faults.project import Ending, Project, differences
 from infoprune.pipeline import artifacts
-from infoprune.pipeline.run import STEPS
+from infoprune.pipeline.run import COMMANDS as STEPS
 
 NOTICED, ACCEPTED, UNNAMED, NEEDLESS, TRACEBACK = (
     "noticed",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from infoprune.analyses.base import Analysis
+from infoprune.analyses.base import Analysis, Finding
 from infoprune.analyses.checks import make_analysis
 from infoprune.config import registry
 from infoprune.config.provenance import sources
@@ -61,6 +61,7 @@ class Context:
         analyses: those of the recipe, by name, ready to run; without those that `left_out` names.
         left_out: analyses that do not take part, with the reason.
         networks: those of stages that were made or read already, by stage.
+        findings_read: findings that were read already, by file and its fingerprint.
     """
 
     settings: Settings
@@ -71,6 +72,7 @@ class Context:
     left_out: Mapping[str, str]
     _graphs: dict[tuple[str, ...], ChannelGraph] = field(default_factory=dict)
     networks: dict[str, nn.Module] = field(default_factory=dict)
+    findings_read: dict[tuple[str, str], Finding] = field(default_factory=dict)
     _sources: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property

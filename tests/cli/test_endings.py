@@ -112,7 +112,7 @@ def test_a_page_replaces_pages_only(tmp_path: Path, runs: list[ReportContents]) 
     mine = "<html><!-- my own --></html>"
     for path in (page, tmp_path / "empty.html"):
         path.write_text(mine if path == page else "")
-        with pytest.raises(UserError, match=r"no page that infoprune wrote; name another file, or remove it"):
+        with pytest.raises(UserError, match=r"no page of this command, or was changed since; name another"):
             report.report_side_by_side(path, runs)
     assert page.read_text() == mine
     (tmp_path / "link.html").symlink_to(page)

@@ -82,7 +82,7 @@ def test_verbose_says_why_a_step_runs_again(done: Path, tmp_path: Path) -> None:
     result = call("plan", "digits", "--out", folder, "-v", *NOISY, "--set", "plan.macs=0.6")
     assert result.exit_code == 0, result.output
     said = " ".join(result.stderr.split())
-    assert "plan.json is made again: changed are options.macs" in said
+    assert "plan.json is made again; changed: options.macs" in said
     assert "device cpu" in said
     wrong = call("plan", "digits", "--out", folder, "-v", *NOISY, "--set", "plan.macs=0.0001")
     assert wrong.exit_code == 2
@@ -166,6 +166,7 @@ INTERRUPTED = """
 import os, signal, sys, time
 from infoprune import cli
 from infoprune.cli import interrupt as interrupting
+from infoprune.pipeline import run
 interrupting.GRACE = 0.5
 
 def swallowed(job):
@@ -176,7 +177,7 @@ def swallowed(job):
         pass
     {then}
 
-Run.analyze = swallowed
+run.run_until = lambda context, last: swallowed(context)
 cli.main({arguments})
 """
 
@@ -191,9 +192,9 @@ def test_interrupts_end_a_run_even_where_they_are_swallowed(tmp_path: Path, then
 
 def test_interrupts_that_code_raises_itself(tmp_path: Path) -> None:
     script = (
-        "from infoprune import cli\nfrom infoprune.pipeline.run import Run\n"
-        "def raising(self):\n    raise KeyboardInterrupt\n"
-        f"Run.analyze = raising\ncli.main(['analyze', 'digits', '-q', '--out', {str(tmp_path)!r}])"
+        "from infoprune import cli\nfrom infoprune.pipeline import run\n"
+        "def raising(context, last):\n    raise KeyboardInterrupt\n"
+        f"run.run_until = raising\ncli.main(['analyze', 'digits', '-q', '--out', {str(tmp_path)!r}])"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 130, found.stderr

@@ -19,6 +19,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setattr(registry, "_FOLDERS", [])
+    # Other tests' folders, which importing the user's code has put there.
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if "pytest-" not in place])
     return work
 
 

@@ -167,9 +167,12 @@ def test_plan_edited_by_hand_is_used(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda group: group.update(kept=[5, 1], width_after=2), "not sorted and unique"),
-        (lambda group: group.update(kept=[0, 16], width_after=2), "run from 0 to 16"),
-        (lambda group: group.update(kept=[], width_after=0), "no channel is kept"),
+        (lambda group: group.update(kept=[5, 1], width_after=2), "expected sorted and unique indices"),
+        (
+            lambda group: group.update(kept=[0, 16], width_after=2),
+            r"keeps \[0, 16\], expected sorted",
+        ),
+        (lambda group: group.update(kept=[], width_after=0), "goes from 16 to 0 channels but keeps 0"),
         (lambda group: group.update(kept=["a"]), "no valid plan"),
         (lambda group: group.update(group="conv9"), "which the model lacks"),
         (lambda group: group.pop("kept"), "missing required field `kept`"),

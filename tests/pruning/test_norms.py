@@ -188,7 +188,9 @@ def test_repair_works_behind_norms_that_mix(make: Callable[[], nn.Module], metho
         if not group.refusal:
             part = group.width // group.partitions
             kept[group.name] = tuple(c for c in range(group.width) if c % part < (part + 1) // 2)
-    plan = Plan(tuple(GroupPlan(n, k, 99, len(k), 0, 0, "") for n, k in kept.items()), {}, 0, 0, graph.input_shape)
+    widths = {group.name: group.width for group in graph.groups}
+    groups = tuple(GroupPlan(n, k, widths[n], len(k), 0, 0, "") for n, k in kept.items())
+    plan = Plan(groups, {}, 0, 0, graph.input_shape)
     pruned = prune(model, plan)
 
     def error() -> float:

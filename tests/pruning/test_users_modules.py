@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from infoprune.errors import UserError
 from infoprune.planning.plan import GroupPlan, Plan
-from infoprune.pruning import prune as pruning
 from infoprune.pruning.channel_graph import channel_graph
 from infoprune.pruning.prune import prune
 
@@ -248,7 +247,7 @@ def test_trials_end_in_time_and_plans_can_be_replayed(monkeypatch: pytest.Monkey
     known = {group.name: group.refusal for group in channel_graph(model, images).groups}
     assert not known["a"]
     assert known["b"]
-    monkeypatch.setattr(pruning, "TRIAL_SECONDS", -1.0)
+    monkeypatch.setattr("infoprune.pruning.channel_graph.TRIAL_SECONDS", -1.0)
     late = {group.name: group.refusal for group in channel_graph(model, images).groups}
     assert "was not known after -1 s of trials" in late["a"]
     entry = GroupPlan("a", (0, 1, 5), 8, 3, 0, 0, "")

@@ -20,7 +20,8 @@ from infoprune.pruning.verify import channel_axis, masked, verify
 
 
 def cut(model: nn.Module, graph: ChannelGraph, kept: dict[str, list[int]]) -> nn.Module:
-    groups = tuple(GroupPlan(name, tuple(own), 99, len(own), 0, 0, "") for name, own in kept.items())
+    widths = {group.name: group.width for group in graph.groups}
+    groups = tuple(GroupPlan(name, tuple(own), widths[name], len(own), 0, 0, "") for name, own in kept.items())
     return prune(model, Plan(groups, {}, 0, 0, graph.input_shape))
 
 

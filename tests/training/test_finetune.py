@@ -256,7 +256,7 @@ class Stubborn(nn.Linear):
 
 
 def test_models_whose_mode_cannot_be_changed() -> None:
-    with pytest.raises(UserError, match=r"^Stubborn.eval\(\) fails: RuntimeError: stays as it is \(test_training.py"):
+    with pytest.raises(UserError, match=r"^Stubborn.eval\(\) fails: RuntimeError: stays as it is \(test_finetune.py"):
         evaluate(Stubborn(mode=False), [blobs()])
     with pytest.raises(UserError, match=r"^Stubborn.train\(\) fails: RuntimeError: stays as it is"):
         finetune(Stubborn(mode=True), [blobs()], epochs=1)

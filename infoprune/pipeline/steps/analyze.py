@@ -39,9 +39,15 @@ def prunable_layers(context: Context) -> list[str]:
 
 
 def findings(context: Context) -> list[Finding]:
-    """What all analyses of the recipe found."""
-    paths = [context.out / finding_name(name) for name in context.analyses]
-    return [from_json(storage.read_json(path), Finding, str(path)) for path in paths]
+    """What all analyses of the recipe found; each file is read once as long as it stays the same."""
+    found = []
+    for name in map(finding_name, context.analyses):
+        key = name, context.directory.fingerprint(name)
+        if key not in context.findings_read:
+            path = context.out / name
+            context.findings_read[key] = from_json(storage.read_json(path), Finding, str(path))
+        found.append(context.findings_read[key])
+    return found
 
 
 STEP = Step("analyze", origins, make, together=always)
