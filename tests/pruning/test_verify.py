@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infoprune.errors import RunError, UserError
+from infoprune.graph import tracing
 from infoprune.graph.channels import ChannelGraph
 from infoprune.planning.plan import GroupPlan, Plan
-from infoprune.pruning import prune as pruning
 from infoprune.pruning.channel_graph import channel_graph
 from infoprune.pruning.prune import prune
 from infoprune.pruning.verify import channel_axis, masked, verify
@@ -182,14 +182,15 @@ def test_masks_leave_nothing_behind(chain: nn.Module, images: Tensor) -> None:
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[nn.Module]]:
     """All copies that pruning makes; none is made while an earlier one lives."""
     made: list[weakref.ref[nn.Module]] = []
-    original = pruning.traceable_copy
+    original = tracing.traceable_copy
 
     def counted(model: nn.Module) -> nn.Module:
         assert not [copy for copy in made if copy() is not None], "an earlier copy is still alive"
         made.append(weakref.ref(copied := original(model)))
         return copied
 
-    monkeypatch.setattr(pruning, "traceable_copy", counted)
+    for module in ("channel_graph", "prune"):
+        monkeypatch.setattr(f"infoprune.pruning.{module}.traceable_copy", counted)
     return made
 
 
