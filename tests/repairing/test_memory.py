@@ -58,7 +58,7 @@ def test_gradient_steps_leave_out_images_that_do_not_fit_and_say_so(
     pruned = prune(model, plan)
     seen: list[int] = []
     monkeypatch.setattr(
-        "infoprune.repairing.gradient_steps.train", lambda task, *_: seen.append(len(task.read)) or (1, 1)
+        "infoprune.repairing.reconstruct.train", lambda task, *_: seen.append(len(task.read)) or (1, 1)
     )
     assert not reconstruct(copy.deepcopy(pruned), model, graph, kept, batches).notes
     assert set(seen) == {24}
