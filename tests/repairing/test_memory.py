@@ -57,9 +57,7 @@ def test_gradient_steps_leave_out_images_that_do_not_fit_and_say_so(
     plan = Plan((GroupPlan(GROUP, kept[GROUP], 24, 12, 0, 0, ""),), {}, 0, 0, graph.input_shape)
     pruned = prune(model, plan)
     seen: list[int] = []
-    monkeypatch.setattr(
-        "infoprune.repairing.reconstruct.train", lambda task, *_: seen.append(len(task.read)) or (1, 1)
-    )
+    monkeypatch.setattr("infoprune.repairing.reconstruct.train", lambda task, *_: seen.append(len(task.read)) or (1, 1))
     assert not reconstruct(copy.deepcopy(pruned), model, graph, kept, batches).notes
     assert set(seen) == {24}
     seen.clear()
